@@ -1,0 +1,267 @@
+// The operations: every computation on tensors in the program is one of these structs, run by run(context,
+// op). kernels/cpu/ is the readable reference (fp32, plain loops, BLAS for products) and the specification;
+// kernels/cuda/ must agree with it. All tensors of one op are on the context's device; an op keeps no tensor.
+//
+// Shape letters
+//   T rows (tokens) of a batch     S sequences            R rows for which logits are made
+//   H hidden size                  F ffn rows here        V vocabulary rows here (this tensor-parallel rank)
+//   Q query heads here             K key-value heads here D head dimension
+//   P pages of the pool            G tokens a page        M pages a sequence at most
+// "here" is after tensor-parallel sharding. Float tensors are f32 on CPU; index tensors are i32.
+// A packed qkv row holds Q query heads, then K key heads, then K value heads, each of D numbers.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/buffer.hpp"
+#include "core/context.hpp"
+#include "core/tensor.hpp"
+
+namespace sl {
+
+// out = alpha * op(a) x op(b) + beta * out (+ bias to every row). op(a) is (m, k), op(b) is (k, n), out is
+// (m, n); op transposes when the flag is set. A linear layer with weight w stored (n, k) is {a = x, b = w,
+// transpose_b}. Any of the three may be a column range of a wider matrix.
+struct Gemm {
+  Tensor a, b, out;
+  bool transpose_a = false;
+  bool transpose_b = false;
+  float alpha = 1.0F;
+  float beta = 0.0F;
+  Tensor bias{};  // (n) or undefined
+};
+
+// out(t) = table(tokens(t) - first_row), or zeros where that row is on another rank.
+struct Embedding {
+  Tensor tokens;  // T
+  Tensor table;   // V, H
+  int64_t first_row = 0;
+  Tensor out;  // T, H
+};
+
+// grad_table(tokens(t) - first_row) += grad_out(t), for the rows of this rank.
+struct EmbeddingBackward {
+  Tensor tokens;    // T
+  Tensor grad_out;  // T, H
+  int64_t first_row = 0;
+  Tensor grad_table;  // V, H
+};
+
+// residual += delta (when defined); out = residual / rms(residual) * weight, rms = sqrt(mean(x^2) + epsilon).
+struct AddRmsNorm {
+  Tensor residual;  // T, H, updated in place
+  Tensor delta{};   // T, H or undefined
+  Tensor weight;    // H
+  float epsilon = 0.0F;
+  Tensor out;  // T, H
+};
+
+// Gradient of out = rmsnorm(x) * weight: grad_x += ..., grad_weight += ... (when defined).
+struct RmsNormBackward {
+  Tensor x;       // T, H: the residual after the addition
+  Tensor weight;  // H
+  float epsilon = 0.0F;
+  Tensor grad_out;       // T, H
+  Tensor grad_x;         // T, H, accumulated into
+  Tensor grad_weight{};  // H, accumulated into, or undefined
+};
+
+// Rotates the first `heads` heads of each row in place (query and key heads): element i of the first half of
+// a head pairs with element i of the second half (the convention of Hugging Face checkpoints), by the angle
+// positions(t) * frequencies(i); both results times `magnitude` (YaRN's attention factor, else 1). `inverse`
+// turns back: the gradient. Formula: RoFormer (Su et al. 2021).
+struct Rope {
+  Tensor qkv;          // T, (Q + 2K) * D
+  Tensor positions;    // T
+  Tensor frequencies;  // D / 2, radians a position
+  int64_t heads = 0;   // Q + K
+  int64_t head_dim = 0;
+  float magnitude = 1.0F;
+  bool inverse = false;
+};
+
+// Writes each row's key and value heads to the page slot slots(t) = page * G + offset; a negative slot is
+// skipped.
+struct StoreKv {
+  Tensor qkv;                     // T, (Q + 2K) * D
+  Tensor slots;                   // T
+  Tensor key_pages, value_pages;  // P, K, G, D
+};
+
+// Causal attention of a mixed batch over KV pages: sequence s owns rows query_offsets(s) ..
+// query_offsets(s+1) of qkv, which are the last ones of its context_lengths(s) tokens; their keys and values
+// are already stored. GQA: query head h reads key-value head h / (Q / K).
+struct PagedAttention {
+  Tensor qkv;                     // T, (Q + 2K) * D
+  Tensor key_pages, value_pages;  // P, K, G, D
+  Tensor query_offsets;           // S + 1
+  Tensor context_lengths;         // S
+  Tensor page_tables;             // S, M
+  int64_t query_heads = 0;
+  float scale = 1.0F;
+  Tensor out;  // T, Q * D
+};
+
+// Causal attention of packed sequences (training): sequence s is rows offsets(s) .. offsets(s+1).
+struct PackedAttention {
+  Tensor qkv;      // T, (Q + 2K) * D
+  Tensor offsets;  // S + 1
+  int64_t query_heads = 0, key_heads = 0;
+  float scale = 1.0F;
+  Tensor out;          // T, Q * D
+  Tensor log_sum_exp;  // T, Q: of the scaled scores, for the backward pass
+};
+
+struct PackedAttentionBackward {
+  Tensor qkv, offsets;
+  int64_t query_heads = 0, key_heads = 0;
+  float scale = 1.0F;
+  Tensor out, log_sum_exp;  // of the forward pass
+  Tensor grad_out;          // T, Q * D
+  Tensor grad_qkv;          // T, (Q + 2K) * D, overwritten
+};
+
+// out = silu(gate) * up, where a row of gate_up holds F gates, then F ups. silu(x) = x / (1 + exp(-x)).
+struct SwiGlu {
+  Tensor gate_up;  // T, 2F
+  Tensor out;      // T, F
+};
+
+struct SwiGluBackward {
+  Tensor gate_up;       // T, 2F
+  Tensor grad_out;      // T, F
+  Tensor grad_gate_up;  // T, 2F, overwritten; may be gate_up itself
+};
+
+// Low-rank adapters on a linear layer, for a batch whose rows are grouped by adapter: for each segment,
+// out(rows) += scale * (x(rows) x a^T) x b^T. Rows in no segment use the bare base model.
+struct LoraSegment {
+  int64_t row_begin = 0, row_end = 0;
+  Tensor a;  // r, n_in
+  Tensor b;  // n_out, r
+  float scale = 1.0F;
+};
+struct Lora {
+  Tensor x;    // T, n_in
+  Tensor out;  // T, n_out
+  std::vector<LoraSegment> segments;
+  Tensor scratch;  // T, r at least
+};
+
+struct GatherRows {  // out(i) = x(indices(i))
+  Tensor x;          // T, H
+  Tensor indices;    // R
+  Tensor out;        // R, H
+};
+
+struct ScatterAddRows {  // out(indices(i)) += x(i); indices are distinct
+  Tensor x;              // R, H
+  Tensor indices;        // R
+  Tensor out;            // T, H
+};
+
+struct Copy {  // out = x, same shape; either may be a column range
+  Tensor x, out;
+};
+
+struct Add {  // out += scale * x, same shape
+  Tensor x, out;
+  float scale = 1.0F;
+};
+
+struct Fill {  // out = value
+  Tensor out;
+  float value = 0.0F;
+};
+
+// Per row of a slice of logits: the largest logit, the sum of exp(logit - largest), and the target's logit (0
+// where the target row is on another rank). Combined over tensor-parallel ranks they give the
+// log-probability.
+struct CrossEntropyStats {
+  Tensor logits;   // R, V
+  Tensor targets;  // R, global token ids; negative: no target
+  int64_t first_row = 0;
+  Tensor row_max, row_sum, target_logit;  // R
+};
+
+// In place: logits(i, j) = weights(i) * (exp(logits(i, j) - log_sum_exp(i)) - [j + first_row == targets(i)]).
+struct CrossEntropyGradient {
+  Tensor logits;   // R, V
+  Tensor targets;  // R
+  int64_t first_row = 0;
+  Tensor log_sum_exp, weights;  // R
+};
+
+// Sets the bit of token tokens(t) in row slots(t) of the bitmap; a negative slot is skipped.
+struct MarkSeen {
+  Tensor tokens, slots;  // T
+  Tensor seen;           // slots, ceil(vocabulary / 32), u32
+};
+
+// Draws one token a row. Order as in vLLM and Transformers: repetition penalty over the seen tokens (positive
+// logits divided, negative multiplied), temperature, top-k, top-p; then the inverse of the cumulated
+// probabilities at uniform_at(stream, position) in order of token id. Temperature 0: the first largest logit.
+// logits is scratch after.
+struct Sample {
+  Tensor logits;                             // R, V (whole vocabulary)
+  Tensor seen;                               // slots, ceil(V / 32), u32
+  Tensor slots;                              // R: row of `seen`; negative: no penalty
+  Tensor temperature, top_p, penalty;        // R, f32
+  Tensor top_k;                              // R, i32; 0: off
+  Tensor stream_low, stream_high, position;  // R, u32: the address of the draw
+  Tensor banned;  // B, i32: tokens that rows with ban(i) != 0 must not draw (min_tokens)
+  Tensor ban;     // R, i32
+  Tensor out;     // R, i32
+};
+
+// AdamW (Loshchilov and Hutter 2019) with bias correction, as torch.optim.AdamW orders it: decay, then step.
+struct AdamW {
+  Tensor parameter, gradient, first_moment, second_moment;  // same shape, f32
+  float learning_rate = 0.0F, beta1 = 0.9F, beta2 = 0.999F, epsilon = 1e-8F, weight_decay = 0.0F;
+  float gradient_scale = 1.0F;  // the gradient is multiplied by this first (clipping, averaging)
+  int64_t step = 1;             // from 1
+};
+
+struct SumOfSquares {  // *result += sum of x^2, in double; returns when the value is on the host
+  Tensor x;
+  double* result = nullptr;
+};
+
+// Every operation. clang-format never settles on a layout for this list, so it is off.
+// clang-format off
+#define SL_FOR_EACH_OP(DO) \
+  DO(Gemm) DO(Embedding) DO(EmbeddingBackward) DO(AddRmsNorm) DO(RmsNormBackward) DO(Rope) \
+  DO(StoreKv) DO(PagedAttention) DO(PackedAttention) DO(PackedAttentionBackward) DO(SwiGlu) \
+  DO(SwiGluBackward) DO(Lora) DO(GatherRows) DO(ScatterAddRows) DO(Copy) DO(Add) DO(Fill) \
+  DO(CrossEntropyStats) DO(CrossEntropyGradient) DO(MarkSeen) DO(Sample) DO(AdamW) \
+  DO(SumOfSquares)
+// clang-format on
+
+// One file of that purpose in kernels/cpu and kernels/cuda defines the specialisation for its device.
+#define SL_DECLARE_LAUNCH(Op)                                     \
+  template <Device device>                                        \
+  void launch(const Context& context, const Op& op);              \
+  template <>                                                     \
+  void launch<Device::cpu>(const Context& context, const Op& op); \
+  template <>                                                     \
+  void launch<Device::cuda>(const Context& context, const Op& op);
+SL_FOR_EACH_OP(SL_DECLARE_LAUNCH)
+#undef SL_DECLARE_LAUNCH
+
+// Runs one operation where the context says. On the CPU it has finished on return.
+template <typename Op>
+void run(const Context& context, const Op& op) {
+  if (context.device == Device::cuda) {
+#if SELFLENGTHEN_CUDA
+    launch<Device::cuda>(context, op);
+    return;
+#else
+    throw BugError("an operation was sent to a CUDA device, which this build does not have");
+#endif
+  }
+  DeviceTurn turn(context.device);
+  launch<Device::cpu>(context, op);
+}
+
+}  // namespace sl

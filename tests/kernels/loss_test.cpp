@@ -1,0 +1,138 @@
+// Cross-entropy over slices of the vocabulary, the optimizer, and the sum of squares.
+#include <algorithm>
+
+#include "kernels/ops.hpp"
+#include "tests/support.hpp"
+
+namespace sl::test {
+namespace {
+
+using LossTest = OnDevices;
+SL_ON_DEVICES(LossTest);
+
+// The columns begin .. end of a matrix.
+std::vector<float> slice(const std::vector<float>& x, int64_t rows, int64_t width, int64_t begin,
+                         int64_t end) {
+  std::vector<float> part;
+  for (int64_t i = 0; i < rows; ++i)
+    part.insert(part.end(), x.begin() + i * width + begin, x.begin() + i * width + end);
+  return part;
+}
+
+// Two slices of a vocabulary, combined as tensor-parallel ranks do, give the loss and gradient of the whole.
+TEST_P(LossTest, SlicesTogetherGiveTheLossAndItsGradient) {
+  const int64_t rows = 5, vocabulary = 203, cut = 64;
+  const auto logits = random_floats(rows * vocabulary, 1, 5.0F);
+  const std::vector<int32_t> targets = {0, 63, 64, 202, -1};
+  const std::vector<float> weights = {0.25F, 1.0F, 2.0F, 0.5F, 0.0F};
+  const Guarded<int32_t> targets_t(device(), {rows}, targets);
+  const Guarded<float> weights_t(device(), {rows}, weights);
+  std::vector<double> sums(5, 0.0), largest(5, -1e30), target_logits(5, 0.0);
+  std::vector<std::vector<float>> maxima, partial;
+  for (const auto& [begin, end] : {std::pair{int64_t{0}, cut}, {cut, vocabulary}}) {
+    const Guarded<float> part(device(), {rows, end - begin}, slice(logits, rows, vocabulary, begin, end), 3);
+    const Guarded<float> row_max(device(), {rows}), row_sum(device(), {rows}), target_logit(device(), {rows});
+    run(context(), CrossEntropyStats{.logits = part,
+                                     .targets = targets_t,
+                                     .first_row = begin,
+                                     .row_max = row_max,
+                                     .row_sum = row_sum,
+                                     .target_logit = target_logit});
+    maxima.push_back(row_max.read());
+    partial.push_back(row_sum.read());
+    const auto here = target_logit.read();
+    for (size_t i = 0; i < 5; ++i) target_logits[i] += static_cast<double>(here[i]);
+    EXPECT_TRUE(row_max.surroundings_untouched() && row_sum.surroundings_untouched() &&
+                target_logit.surroundings_untouched());
+  }
+  std::vector<float> log_sum_exp;
+  std::vector<double> losses, wanted_losses;
+  const auto loss_of = [&](const std::vector<double>& at, size_t i) {
+    double total = 0.0;
+    for (size_t j = 0; j < 203; ++j) total += std::exp(at[i * 203 + j]);
+    return targets[i] < 0 ? 0.0 : std::log(total) - at[i * 203 + static_cast<size_t>(targets[i])];
+  };
+  for (size_t i = 0; i < 5; ++i) {
+    const double top = static_cast<double>(std::max(maxima[0][i], maxima[1][i]));
+    double total = 0.0;
+    for (size_t part : {0U, 1U})
+      total += static_cast<double>(partial[part][i]) * std::exp(static_cast<double>(maxima[part][i]) - top);
+    log_sum_exp.push_back(static_cast<float>(top + std::log(total)));
+    losses.push_back(targets[i] < 0 ? 0.0 : top + std::log(total) - target_logits[i]);
+    wanted_losses.push_back(loss_of(in_double(logits), i));
+  }
+  EXPECT_LT(relative_error(losses, wanted_losses), tolerance(vocabulary));
+
+  std::vector<float> gradient(logits.size());
+  const Guarded<float> log_sum_exp_t(device(), {rows}, log_sum_exp);
+  for (const auto& [begin, end] : {std::pair{int64_t{0}, cut}, {cut, vocabulary}}) {
+    const Guarded<float> part(device(), {rows, end - begin}, slice(logits, rows, vocabulary, begin, end), 3);
+    run(context(), CrossEntropyGradient{.logits = part,
+                                        .targets = targets_t,
+                                        .first_row = begin,
+                                        .log_sum_exp = log_sum_exp_t,
+                                        .weights = weights_t});
+    EXPECT_TRUE(part.surroundings_untouched());
+    const auto values = part.read();
+    for (int64_t i = 0; i < rows; ++i)
+      std::copy_n(values.begin() + i * (end - begin), end - begin, gradient.begin() + i * vocabulary + begin);
+  }
+  const auto total_loss = [&](const std::vector<double>& at) {
+    double total = 0.0;
+    for (size_t i = 0; i < 5; ++i) total += static_cast<double>(weights[i]) * loss_of(at, i);
+    return total;
+  };
+  // The error of the log of the sum, a number near 15, enters every probability.
+  EXPECT_LT(relative_error(gradient, finite_differences(total_loss, in_double(logits))),
+            tolerance(vocabulary));
+}
+
+TEST_P(LossTest, AdamWFollowsItsDefinition) {
+  constexpr int64_t n = 1003;
+  auto parameter = in_double(random_floats(n, 1));
+  std::vector<double> first(n, 0.0), second(n, 0.0);
+  const Guarded<float> p(device(), {17, 59}, random_floats(n, 1));
+  const Guarded<float> m(device(), {17, 59}, std::vector<float>(n)),
+      v(device(), {17, 59}, std::vector<float>(n));
+  for (int step = 1; step <= 12; ++step) {
+    const auto gradient = random_floats(n, static_cast<uint32_t>(step), 0.3F);
+    const Guarded<float> g(device(), {17, 59}, gradient);
+    run(context(), AdamW{.parameter = p,
+                         .gradient = g,
+                         .first_moment = m,
+                         .second_moment = v,
+                         .learning_rate = 0.01F,
+                         .weight_decay = 0.1F,
+                         .gradient_scale = 0.5F,
+                         .step = step});
+    for (size_t i = 0; i < n; ++i) {
+      const double scaled = 0.5 * static_cast<double>(gradient[i]);
+      parameter[i] -= 0.01 * 0.1 * parameter[i];
+      first[i] = 0.9 * first[i] + 0.1 * scaled;
+      second[i] = 0.999 * second[i] + 0.001 * scaled * scaled;
+      const double m_hat = first[i] / (1.0 - std::pow(0.9, step));
+      const double v_hat = second[i] / (1.0 - std::pow(0.999, step));
+      parameter[i] -= 0.01 * m_hat / (std::sqrt(v_hat) + 1e-8);
+    }
+    EXPECT_TRUE(g.surroundings_untouched());
+  }
+  EXPECT_LT(relative_error(p.read(), parameter), tolerance(12));
+  EXPECT_LT(relative_error(m.read(), first), tolerance(12));
+  // 1 - 0.999 of floats is 2e-5 away from 0.001: the tolerance of one subtraction near 1, relative to 0.001.
+  EXPECT_LT(relative_error(v.read(), second), tolerance(1) * 1000.0);
+  EXPECT_TRUE(p.surroundings_untouched() && m.surroundings_untouched() && v.surroundings_untouched());
+}
+
+TEST_P(LossTest, SumOfSquaresAddsInDouble) {
+  const auto x = random_floats(200001, 1);
+  const Guarded<float> x_t(device(), {200001}, x);
+  double expected = 1.5;
+  for (float value : x) expected += static_cast<double>(value) * static_cast<double>(value);
+  double result = 1.5;
+  run(context(), SumOfSquares{.x = x_t, .result = &result});
+  EXPECT_NEAR(result, expected, 1e-10 * expected);
+  EXPECT_THROW(run(context(), SumOfSquares{.x = x_t}), BugError);
+}
+
+}  // namespace
+}  // namespace sl::test
