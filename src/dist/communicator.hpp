@@ -1,0 +1,42 @@
+// Communicator: collectives among the ranks of one group, passed to whoever needs them. One small interface
+// with a one-rank form (nothing happens), MPI between CPU ranks, and NCCL between GPUs where built. Every
+// rank of the group must make the same calls in the same order. Reductions are in place and add in an order
+// that does not depend on timing.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/tensor.hpp"
+
+namespace sl {
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  // All ranks receive the same bits.
+  virtual void all_reduce_sum(const Tensor& tensor) = 0;  // f32, dense
+  virtual void all_reduce_max(const Tensor& tensor) = 0;  // f32, dense
+  // out (size, part...) receives every rank's `part`, in rank order; both dense, any dtype. `part` may be the
+  // rank's own place in `out`, but must not overlap it otherwise.
+  virtual void all_gather(const Tensor& part, const Tensor& out) = 0;
+
+  // Host-side control: small, always through MPI.
+  virtual void broadcast(std::span<std::byte> bytes, int root) = 0;
+  virtual void all_reduce_sum(std::span<double> values) = 0;
+  virtual void all_reduce_max(std::span<int64_t> values) = 0;
+  // Every rank's string, in rank order.
+  virtual std::vector<std::string> all_gather(const std::string& part) = 0;
+  virtual void barrier() = 0;
+};
+
+// The communicator of one rank: nothing to exchange. Works without MPI.
+std::unique_ptr<Communicator> make_local_communicator();
+
+}  // namespace sl
