@@ -1,0 +1,180 @@
+#include "text/chat.hpp"
+
+#include "core/error.hpp"
+#include "text/unicode.hpp"
+
+#include <algorithm>
+#include <array>
+
+namespace sl {
+namespace {
+
+constexpr std::string_view chatml_start = "<|im_start|>";
+constexpr std::string_view chatml_end = "<|im_end|>";
+constexpr std::string_view llama_header = "<|start_header_id|>";
+constexpr std::string_view llama_header_end = "<|end_header_id|>";
+constexpr std::string_view llama_end = "<|eot_id|>";
+constexpr std::string_view llama_begin = "<|begin_of_text|>";
+
+// The dates that the templates of Llama 3.1 write where the caller gives none. Those of Llama 3.2 write
+// today's date; here it stays the same fixed one, so that a run does not depend on the day.
+constexpr std::string_view llama31_preamble =
+    "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n";
+
+bool contains(std::string_view text, std::string_view part) {
+  return text.find(part) != std::string_view::npos;
+}
+
+// A template writes its default system line out: '<|im_start|>system\nLINE<|im_end|>', with a newline or an
+// escaped one. Other occurrences of the start join a variable or tools instead, which shows by a quote before
+// the end of the turn.
+std::string default_system_of(std::string_view chat_template) {
+  for (const std::string_view newline : {"\n", "\\n"}) {
+    const std::string start = std::string(chatml_start) + "system" + std::string(newline);
+    for (size_t at = chat_template.find(start); at != std::string_view::npos;
+         at = chat_template.find(start, at + 1)) {
+      const std::string_view rest = chat_template.substr(at + start.size());
+      const std::string_view line = rest.substr(0, rest.find(chatml_end));
+      const bool literal = line.size() < rest.size() && !line.empty() && !contains(line, "'") &&
+                           !contains(line, "\"") && !contains(line, "{");
+      if (literal) return std::string(line);
+    }
+  }
+  return {};
+}
+
+int32_t control_token(const Tokenizer& tokenizer, std::string_view text) {
+  const auto id = tokenizer.id_of(text);
+  if (id && tokenizer.is_special(*id)) return *id;
+  throw InputError("the tokenizer lacks the control token " + std::string(text), tokenizer.where(),
+                   "use an instruction-tuned model of the Qwen2, Llama 3 or SmolLM2 family");
+}
+
+}  // namespace
+
+ChatFormat chat_format_of_template(std::string_view chat_template, std::string_view where) {
+  if (contains(chat_template, chatml_start))
+    return {ChatFamily::chatml, default_system_of(chat_template), ""};
+  if (contains(chat_template, llama_header)) {
+    const bool dated = contains(chat_template, "Cutting Knowledge Date: December 2023");
+    return {ChatFamily::llama3, "", dated ? std::string(llama31_preamble) : std::string()};
+  }
+  throw InputError("the chat template is neither ChatML (<|im_start|>) nor Llama 3's (<|start_header_id|>)",
+                   where, "use a model of the Qwen2, Llama 3 or SmolLM2 family");
+}
+
+ChatFormat chat_format(const Tokenizer& tokenizer) {
+  if (!tokenizer.chat_template().empty()) {
+    return chat_format_of_template(tokenizer.chat_template(), tokenizer.where());
+  }
+  if (tokenizer.id_of(chatml_start)) return {ChatFamily::chatml, "You are a helpful assistant.", ""};
+  if (tokenizer.id_of(llama_header)) return {ChatFamily::llama3, "", ""};
+  throw InputError("the tokenizer has neither a chat template nor the control tokens of a known family",
+                   tokenizer.where(), "use a model of the Qwen2, Llama 3 or SmolLM2 family");
+}
+
+Chat::Chat(const Tokenizer& tokenizer, ChatFormat format)
+    : tokenizer_(&tokenizer), format_(std::move(format)) {
+  const bool chatml = format_.family == ChatFamily::chatml;
+  if (chatml) {
+    control_token(tokenizer, chatml_start);
+  } else {
+    for (const auto text : {llama_begin, llama_header, llama_header_end}) control_token(tokenizer, text);
+  }
+  end_of_turn_ = control_token(tokenizer, end_of_turn_text());
+  stop_tokens_ = {end_of_turn_};
+  if (tokenizer.eos()) stop_tokens_.push_back(*tokenizer.eos());
+  for (const std::string_view text : {"<|endoftext|>", "<|end_of_text|>", "<|eom_id|>"}) {
+    if (const auto id = tokenizer.id_of(text)) stop_tokens_.push_back(*id);
+  }
+  std::sort(stop_tokens_.begin(), stop_tokens_.end());
+  stop_tokens_.erase(std::unique(stop_tokens_.begin(), stop_tokens_.end()), stop_tokens_.end());
+}
+
+std::string_view Chat::end_of_turn_text() const {
+  return format_.family == ChatFamily::chatml ? chatml_end : llama_end;
+}
+
+std::string Chat::header(std::string_view role) const {
+  std::string text;
+  if (format_.family == ChatFamily::chatml) {
+    text.append(chatml_start).append(role).append("\n");
+  } else {
+    text.append(llama_header).append(role).append(llama_header_end).append("\n\n");
+  }
+  return text;
+}
+
+std::vector<Chat::Piece> Chat::pieces(std::span<const Message> messages, ChatOpen open) const {
+  const bool chatml = format_.family == ChatFamily::chatml;
+  std::vector<Piece> result(1);
+  const auto add = [&](std::string_view text) {
+    if (result.back().trained) result.emplace_back();
+    result.back().text += text;
+  };
+  const std::string_view after_turn = chatml ? "\n" : "";
+  if (!chatml) add(llama_begin);
+
+  const bool own_system = !messages.empty() && messages.front().role == "system";
+  if (!own_system || !format_.system_preamble.empty()) {
+    const std::string first =
+        format_.system_preamble +
+        (own_system ? std::string(trim(messages.front().content)) : format_.default_system);
+    if (!first.empty())
+      add(header("system") + first + std::string(end_of_turn_text()) + std::string(after_turn));
+    if (own_system) messages = messages.subspan(1);
+  }
+  require(open != ChatOpen::begun || (!messages.empty() && messages.back().role == "assistant"),
+          "a begun conversation ends with the assistant's message");
+  for (size_t i = 0; i < messages.size(); ++i) {
+    const Message& message = messages[i];
+    static constexpr std::array<std::string_view, 3> roles = {"system", "user", "assistant"};
+    if (std::find(roles.begin(), roles.end(), message.role) == roles.end()) {
+      throw InputError("unknown role '" + message.role + "'", "message " + std::to_string(i + 1),
+                       "use system, user or assistant");
+    }
+    add(header(message.role));
+    if (open == ChatOpen::begun && i + 1 == messages.size()) {
+      add(message.content);
+      return result;
+    }
+    std::string content(chatml ? std::string_view(message.content) : trim(message.content));
+    content += end_of_turn_text();
+    if (message.role == "assistant") {
+      result.push_back({std::move(content), true});
+    } else {
+      add(content);
+    }
+    if (!after_turn.empty()) add(after_turn);
+  }
+  if (open == ChatOpen::reply) add(header("assistant"));
+  return result;
+}
+
+std::string Chat::render(std::span<const Message> messages, ChatOpen open) const {
+  std::string text;
+  for (const Piece& piece : pieces(messages, open)) text += piece.text;
+  return text;
+}
+
+std::vector<int32_t> Chat::encode(std::span<const Message> messages, ChatOpen open) const {
+  return tokenizer_->encode(render(messages, open));
+}
+
+TrainingTokens Chat::encode_training(std::span<const Message> messages) const {
+  if (messages.empty() || messages.back().role != "assistant") {
+    throw InputError("the conversation does not end with an answer of the assistant", "training messages",
+                     "end it with a message of role assistant");
+  }
+  auto parts = pieces(messages, ChatOpen::closed);
+  if (!parts.back().trained) parts.pop_back();
+  TrainingTokens result;
+  for (const Piece& piece : parts) {
+    const auto tokens = tokenizer_->encode(piece.text);
+    result.tokens.insert(result.tokens.end(), tokens.begin(), tokens.end());
+    result.mask.resize(result.tokens.size(), piece.trained ? 1 : 0);
+  }
+  return result;
+}
+
+}  // namespace sl
