@@ -1,0 +1,222 @@
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/ops.hpp"
+#include "model/transformer.hpp"
+
+namespace sl {
+namespace {
+
+// The largest low-rank product a batch makes; adapters of higher rank are refused where they are loaded.
+constexpr int64_t max_lora_rank = 256;
+
+// Index arrays of a batch, on the device.
+struct DeviceBatch {
+  DeviceBatch(const Batch& batch, Arena& arena) {
+    const auto place = [&](const std::vector<int32_t>& host) {
+      const Tensor tensor = arena.take(DType::i32, {static_cast<int64_t>(host.size())});
+      upload(tensor, std::span(host));
+      return tensor;
+    };
+    tokens = place(batch.tokens);
+    positions = place(batch.positions);
+    slots = place(batch.slots);
+    query_offsets = place(batch.query_offsets);
+    context_lengths = place(batch.context_lengths);
+    page_tables = place(batch.page_tables).reshaped({batch.sequences(), batch.pages_per_sequence});
+    output_rows = place(batch.output_rows);
+  }
+  Tensor tokens, positions, slots, query_offsets, context_lengths, page_tables, output_rows;
+};
+
+// Activations of one batch; the arena is sized by the same declarations.
+struct Activations {
+  Activations(const ModelConfig& config, const Shard& shard, int64_t rows, auto&& take) {
+    const int64_t queries = shard.query_heads.size() * config.head_dim;
+    residual = take(DType::f32, {rows, config.hidden});
+    delta = take(DType::f32, {rows, config.hidden});
+    normed = take(DType::f32, {rows, config.hidden});
+    qkv = take(DType::f32, {rows, queries + 2 * shard.key_heads.size() * config.head_dim});
+    attention = take(DType::f32, {rows, queries});
+    gate_up = take(DType::f32, {rows, 2 * shard.ffn.size()});
+    ffn = take(DType::f32, {rows, shard.ffn.size()});
+    low_rank = take(DType::f32, {rows, max_lora_rank});
+  }
+  Tensor residual, delta, normed, qkv, attention, gate_up, ffn, low_rank;
+};
+
+int64_t largest_vocabulary_share(const ModelConfig& config, int tp) {
+  int64_t largest = 0;
+  for (int rank = 0; rank < tp; ++rank)
+    largest = std::max(largest, vocabulary_share(config.vocabulary, tp, rank).size());
+  return largest;
+}
+
+int64_t arena_bytes(const Transformer& model, int64_t rows, int64_t outputs, int64_t page_entries) {
+  const ModelConfig& config = *model.config;
+  int64_t bytes = 0;
+  const auto count = [&](DType dtype, std::initializer_list<int64_t> shape) {
+    bytes += Arena::bytes_for(dtype, shape);
+    return Tensor(nullptr, dtype, model.context.device, shape);
+  };
+  const Activations activations(config, *model.shard, rows, count);
+  for (int i = 0; i < 5; ++i) count(DType::i32, {rows + 1});  // index arrays of rows and sequences
+  count(DType::i32, {outputs});
+  count(DType::i32, {page_entries});
+  for (int i = 0; i < 3; ++i) count(DType::f32, {outputs, config.hidden});
+  const int tp = model.shard->tp;
+  count(DType::f32, {outputs, config.vocabulary});
+  if (tp > 1) count(DType::f32, {(tp + 1) * outputs, largest_vocabulary_share(config, tp)});
+  for (int i = 0; i < 16; ++i)
+    count(DType::i32, {std::max<int64_t>(outputs, 64)});  // the caller's sampling arrays
+  for (int i = 0; i < 2; ++i) count(DType::i32, {rows});
+  return bytes;
+}
+
+}  // namespace
+
+KvCache::KvCache(const ModelConfig& config, const Shard& shard, Device device, int64_t pages,
+                 int64_t tokens_per_page)
+    : buffer_(device, pages * bytes_per_page(config, shard, tokens_per_page), "KV pages"),
+      pages_(pages),
+      tokens_per_page_(tokens_per_page) {
+  const int64_t heads = shard.key_heads.size();
+  const int64_t bytes = pages * heads * tokens_per_page * config.head_dim * size_of(DType::f32);
+  char* next = static_cast<char*>(buffer_.data());
+  for (int64_t layer = 0; layer < config.layers; ++layer) {
+    for (std::vector<Tensor>* part : {&keys_, &values_}) {
+      part->emplace_back(next, DType::f32, device,
+                         std::initializer_list<int64_t>{pages, heads, tokens_per_page, config.head_dim});
+      next += bytes;
+    }
+  }
+}
+
+int64_t KvCache::bytes_per_page(const ModelConfig& config, const Shard& shard, int64_t tokens_per_page) {
+  return 2 * config.layers * shard.key_heads.size() * tokens_per_page * config.head_dim * size_of(DType::f32);
+}
+
+Tensor KvCache::keys(int64_t layer) const { return keys_[static_cast<size_t>(layer)]; }
+Tensor KvCache::values(int64_t layer) const { return values_[static_cast<size_t>(layer)]; }
+
+Inference::Inference(const Transformer& model, int64_t max_rows, int64_t max_outputs,
+                     int64_t max_page_entries)
+    : model_(model),
+      arena_(model.context.device, arena_bytes(model, max_rows, max_outputs, max_page_entries),
+             "activations") {
+  const std::vector<float> frequencies = model.config->rope_frequencies();
+  const auto pairs = static_cast<int64_t>(frequencies.size());
+  constants_ = Buffer(model.context.device, pairs * size_of(DType::f32), "constants");
+  frequencies_ = Tensor(constants_.data(), DType::f32, model.context.device, {pairs});
+  upload(frequencies_, std::span(frequencies));
+}
+
+Tensor Inference::forward(const Batch& batch, const KvCache& cache,
+                          std::span<const Adapter* const> adapters) {
+  arena_.release(0);
+  return whole_logits(hidden_states(batch, cache, adapters));
+}
+
+// Final hidden states of the output rows, normalised: (R, H).
+Tensor Inference::hidden_states(const Batch& batch, const KvCache& cache,
+                                std::span<const Adapter* const> adapters) {
+  const Context& context = model_.context;
+  const ModelConfig& config = *model_.config;
+  const Shard& shard = *model_.shard;
+  const Parameters& weights = *model_.parameters;
+  const DeviceBatch on_device(batch, arena_);
+  const Activations a(config, shard, batch.rows(), [&](DType dtype, std::initializer_list<int64_t> shape) {
+    return arena_.take(dtype, shape);
+  });
+
+  const auto low_rank = [&](const Tensor& x, const Tensor& out, int64_t layer, Projection projection) {
+    if (batch.segments.empty()) return;
+    Lora op{.x = x, .out = out, .segments = {}, .scratch = a.low_rank};
+    for (const AdapterSegment& segment : batch.segments) {
+      const Adapter& adapter = *adapters[static_cast<size_t>(segment.adapter)];
+      const LoraPair& pair = adapter.pair(layer, projection);
+      op.segments.push_back({segment.row_begin, segment.row_end, pair.a, pair.b, adapter.shape().scale()});
+    }
+    run(context, op);
+  };
+
+  run(context, Embedding{on_device.tokens, weights.embedding, shard.vocabulary.begin, a.residual});
+  model_.tensor_parallel->all_reduce_sum(a.residual);
+  const int64_t queries = shard.query_heads.size() * config.head_dim;
+  const int64_t keys = shard.key_heads.size() * config.head_dim;
+  const int64_t ffn = shard.ffn.size();
+  for (int64_t i = 0; i < config.layers; ++i) {
+    const LayerWeights& layer = weights.layers[static_cast<size_t>(i)];
+    // Attention. The previous block's output joins the residual here, in the same pass as the norm.
+    run(context, AddRmsNorm{a.residual, i == 0 ? Tensor() : a.delta, layer.attention_norm, config.rms_epsilon,
+                            a.normed});
+    run(context,
+        Gemm{.a = a.normed, .b = layer.qkv, .out = a.qkv, .transpose_b = true, .bias = layer.qkv_bias});
+    low_rank(a.normed, a.qkv.columns(0, queries), i, Projection::q);
+    low_rank(a.normed, a.qkv.columns(queries, queries + keys), i, Projection::k);
+    low_rank(a.normed, a.qkv.columns(queries + keys, queries + 2 * keys), i, Projection::v);
+    run(context, Rope{.qkv = a.qkv,
+                      .positions = on_device.positions,
+                      .frequencies = frequencies_,
+                      .heads = shard.query_heads.size() + shard.key_heads.size(),
+                      .head_dim = config.head_dim,
+                      .magnitude = config.rope_magnitude()});
+    run(context, StoreKv{a.qkv, on_device.slots, cache.keys(i), cache.values(i)});
+    run(context, PagedAttention{.qkv = a.qkv,
+                                .key_pages = cache.keys(i),
+                                .value_pages = cache.values(i),
+                                .query_offsets = on_device.query_offsets,
+                                .context_lengths = on_device.context_lengths,
+                                .page_tables = on_device.page_tables,
+                                .query_heads = shard.query_heads.size(),
+                                .scale = 1.0F / std::sqrt(static_cast<float>(config.head_dim)),
+                                .out = a.attention});
+    run(context, Gemm{.a = a.attention, .b = layer.output, .out = a.delta, .transpose_b = true});
+    low_rank(a.attention, a.delta, i, Projection::o);
+    model_.tensor_parallel->all_reduce_sum(a.delta);
+    // Feed-forward.
+    run(context, AddRmsNorm{a.residual, a.delta, layer.ffn_norm, config.rms_epsilon, a.normed});
+    run(context, Gemm{.a = a.normed, .b = layer.gate_up, .out = a.gate_up, .transpose_b = true});
+    low_rank(a.normed, a.gate_up.columns(0, ffn), i, Projection::gate);
+    low_rank(a.normed, a.gate_up.columns(ffn, 2 * ffn), i, Projection::up);
+    run(context, SwiGlu{a.gate_up, a.ffn});
+    run(context, Gemm{.a = a.ffn, .b = layer.down, .out = a.delta, .transpose_b = true});
+    low_rank(a.ffn, a.delta, i, Projection::down);
+    model_.tensor_parallel->all_reduce_sum(a.delta);
+  }
+  const int64_t outputs = batch.outputs();
+  const Tensor residual = arena_.take(DType::f32, {outputs, config.hidden});
+  const Tensor delta = arena_.take(DType::f32, {outputs, config.hidden});
+  const Tensor hidden = arena_.take(DType::f32, {outputs, config.hidden});
+  run(context, GatherRows{a.residual, on_device.output_rows, residual});
+  run(context, GatherRows{a.delta, on_device.output_rows, delta});
+  run(context, AddRmsNorm{residual, delta, weights.final_norm, config.rms_epsilon, hidden});
+  return hidden;
+}
+
+// Logits over the whole vocabulary: every rank computes its rows of the head, and all receive all.
+Tensor Inference::whole_logits(const Tensor& hidden) {
+  const Context& context = model_.context;
+  const Shard& shard = *model_.shard;
+  const int64_t outputs = hidden.rows();
+  const Tensor logits = arena_.take(DType::f32, {outputs, model_.config->vocabulary});
+  if (shard.tp == 1) {
+    run(context, Gemm{.a = hidden, .b = model_.parameters->head, .out = logits, .transpose_b = true});
+    return logits;
+  }
+  const int64_t width = largest_vocabulary_share(*model_.config, shard.tp);
+  const Tensor part = arena_.take(DType::f32, {outputs, width});
+  const Tensor parts = arena_.take(DType::f32, {shard.tp, outputs, width});
+  run(context, Gemm{.a = hidden,
+                    .b = model_.parameters->head,
+                    .out = part.columns(0, shard.vocabulary.size()),
+                    .transpose_b = true});
+  model_.tensor_parallel->all_gather(part, parts);
+  for (int rank = 0; rank < shard.tp; ++rank) {
+    const Range share = vocabulary_share(model_.config->vocabulary, shard.tp, rank);
+    run(context, Copy{parts.at(rank).columns(0, share.size()), logits.columns(share.begin, share.end)});
+  }
+  return logits;
+}
+
+}  // namespace sl

@@ -1,0 +1,129 @@
+// Loss and gradients of packed sequences: forward and explicit backward, layer by layer, written once against
+// kernels/ops.hpp. Collective over the tensor-parallel group: every rank of it makes the same calls with the
+// same batches.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/buffer.hpp"
+#include "model/adapter.hpp"
+#include "model/batch.hpp"
+#include "model/parameters.hpp"
+#include "model/transformer.hpp"
+
+namespace sl {
+
+// What is trained: an adapter (the weights stay as they are) or all the weights (no adapter). Exactly one is
+// set. A gradient and a moment have the same form.
+struct Trainable {
+  Adapter* adapter = nullptr;
+  Parameters* parameters = nullptr;
+
+  const std::vector<ShardedTensor>& tensors() const;
+};
+
+enum class Recompute : uint8_t { automatic, all, none };
+
+struct TrainingShape {
+  int64_t max_rows = 0;   // rows of the largest batch
+  int64_t lora_rank = 0;  // largest rank of an adapter; 0: never an adapter
+  bool gradients = true;  // false: only losses and log-probabilities, with far less memory
+  // Which layers keep their activations for the backward pass; the others compute them again from the layer's
+  // input. automatic: as many keep them as the budget holds. The results do not depend on it, bit for bit.
+  Recompute recompute = Recompute::automatic;
+  int64_t logit_bytes = int64_t{64} << 20;  // logits of one chunk of rows, at most (but one row at least)
+};
+
+struct LossSums {
+  double loss_sum = 0.0;    // sum over rows of weight * -log p(target)
+  int64_t target_rows = 0;  // rows with a target
+};
+
+class TrainingPass {
+ public:
+  // Takes all its memory here, `budget` bytes at most. InputError when that does not hold one batch.
+  TrainingPass(const Transformer& model, const TrainingShape& shape, int64_t budget);
+
+  // Adds the gradient of loss_sum to `gradients`. With `gradients.adapter`, `adapter` is the one that is
+  // trained; with `gradients.parameters` there is none.
+  LossSums forward_backward(const PackedBatch& batch, const Adapter* adapter, const Trainable& gradients);
+  LossSums loss_only(const PackedBatch& batch, const Adapter* adapter);
+  // Natural logarithm of the probability of the target, one for each row that has one, in row order.
+  std::vector<double> log_probabilities(const PackedBatch& batch, const Adapter* adapter);
+
+  // Once after the last forward_backward of a step: sums what each tensor-parallel rank holds a part of.
+  // Until then the gradients of replicated LoRA matrices and of shared key-value heads are this rank's part.
+  void finish_gradients(const Trainable& gradients);
+
+  int64_t kept_layers() const { return kept_layers_; }
+  int64_t bytes() const { return arena_.capacity(); }
+
+ private:
+  // What a layer's backward pass reads besides the layer's input. The normalised inputs and the SwiGLU
+  // product are cheap and always computed again.
+  struct LayerActivations {
+    Tensor qkv;          // T, (Q + 2K) * D, rotated
+    Tensor attention;    // T, Q * D
+    Tensor log_sum_exp;  // T, Q
+    Tensor middle;       // T, H: the residual between attention and feed-forward
+    Tensor gate_up;      // T, 2F; its gradient during the backward pass
+  };
+
+  int64_t activation_bytes() const;  // of one layer
+  int64_t fixed_bytes() const;       // everything else
+  int64_t scratch_bytes() const;     // what one half of a block, or one chunk of the head, needs for itself
+  void start(const PackedBatch& batch, const Adapter* adapter);
+  LayerActivations take_activations();
+  LayerActivations& activations_of(int64_t layer);
+  Tensor residual(int64_t layer) const { return residuals_[static_cast<size_t>(layer) % residuals_.size()]; }
+  const LayerWeights& weights_of(int64_t layer) const;
+  Tensor take(int64_t rows, int64_t columns) { return arena_.take(DType::f32, {rows, columns}); }
+  void reduce(const Tensor& tensor) const;
+  Tensor normalised(const Tensor& x, const Tensor& weight);
+
+  // forward.cpp: residual(l + 1) from residual(l).
+  void forward(const Adapter* adapter);
+  void compute_activations(int64_t layer, const Adapter* adapter);
+  void forward_attention(int64_t layer, const Adapter* adapter);
+  void forward_gate_up(int64_t layer, const Adapter* adapter);
+  void forward_down(int64_t layer, const Adapter* adapter);
+  void rotate(const Tensor& qkv, bool inverse);
+  void add_lora(const Adapter* adapter, int64_t layer, Projection projection, const Tensor& x,
+                const Tensor& out);
+
+  // head.cpp: the rows with a target, in chunks. Fills log_probabilities_; with gradients, gradient_ too.
+  LossSums head(const Trainable* gradients);
+  void head_chunk(int64_t begin, int64_t end, const Trainable* gradients);
+  Tensor log_sum_exp(const Tensor& logits, const Tensor& targets, int64_t begin);
+
+  // backward.cpp: gradient_ goes from the gradient of residual(l + 1) to that of residual(l).
+  void backward(const Adapter* adapter, const Trainable& gradients);
+  void backward_ffn(int64_t layer, const Adapter* adapter, const Trainable& gradients);
+  void backward_attention(int64_t layer, const Adapter* adapter, const Trainable& gradients);
+  void backward_lora(const Adapter* adapter, const Trainable& gradients, int64_t layer, Projection projection,
+                     const Tensor& x, const Tensor& grad_out, const Tensor& grad_x);
+
+  Transformer model_;
+  TrainingShape shape_;
+  int64_t query_width_, key_width_, ffn_, vocabulary_;  // columns here
+  int64_t chunk_rows_ = 0;
+  int64_t kept_layers_ = 0;
+  Buffer constants_;
+  Tensor frequencies_;
+  Arena arena_;
+
+  // Of the batch at work; the tensors are views of the arena.
+  int64_t rows_ = 0;
+  Tensor tokens_, positions_, offsets_;
+  Tensor target_rows_, target_tokens_, target_weights_;  // R
+  std::vector<int32_t> host_positions_, host_target_rows_, host_target_tokens_;
+  std::vector<float> host_target_weights_, host_stats_, host_log_sum_exp_;
+  std::vector<double> log_probabilities_;  // R
+  std::vector<Tensor> residuals_;          // inputs of the layers, and the output of the last
+  std::vector<LayerActivations> activations_;
+  int64_t shared_holder_ = -1;  // the layer whose activations the shared slot holds
+  Tensor gradient_;             // T, H: of the residual
+};
+
+}  // namespace sl
