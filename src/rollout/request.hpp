@@ -1,0 +1,56 @@
+// What a flow asks of the engine, and what it gets back.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "text/repetition.hpp"
+
+namespace sl {
+
+// METHOD.md's decoding defaults.
+struct SamplingParameters {
+  float temperature = 0.7F;  // 0: greedy
+  float top_p = 0.8F;
+  int32_t top_k = 20;               // 0: off
+  float repetition_penalty = 1.1F;  // over prompt and output tokens; 1: off
+  int64_t max_tokens = 16384;       // new tokens
+  int64_t min_tokens = 0;           // new tokens before an end token or a stop string may end the text
+  std::vector<std::string> stop = {"\n\n---", "\n\n\n", "\n---", "---"};
+  bool ignore_end = false;  // end tokens are tokens like any other
+
+  // InputError names the first parameter that is out of its range.
+  void validate() const;
+};
+
+// Why a completion ended. stop: an end token or a stop string; length: max_tokens; hopeless: the text already
+// breaks the rule of repetition for good; context: the model's positions, or the pool of pages, are used up.
+enum class FinishReason { stop, length, hopeless, context };
+std::string_view finish_reason_name(FinishReason reason);
+
+struct Request {
+  std::vector<int32_t> prompt;  // at least one token
+  int32_t adapter = -1;         // index of the model's adapters; -1: the bare base model
+  SamplingParameters sampling;
+  uint64_t stream = 0;              // stream_of(address): with a token's position it keys the draw
+  std::vector<int32_t> end_tokens;  // any of them ends the text
+  std::optional<Language> watch;    // end as hopeless when no further text could pass the rule of repetition
+  std::string watched_prefix;       // text of the answer before the completion, for the watch
+  // Groups of tokens to choose between instead of sampling: the group of the largest summed probability (of
+  // the plain softmax, without penalty or filters) wins, and its first token is the completion. Empty: none.
+  std::vector<std::vector<int32_t>> choices;
+};
+
+struct Completion {
+  std::string text;             // without the stop string that ended it; special tokens leave no text
+  std::vector<int32_t> tokens;  // all that were generated, the ending one included
+  FinishReason finish = FinishReason::stop;
+  int32_t choice = -1;  // index of the winning group of Request::choices
+  int64_t prompt_tokens = 0;
+  int64_t shared_tokens = 0;  // of the prompt: found in the prefix tree instead of computed
+};
+
+}  // namespace sl

@@ -1,0 +1,49 @@
+// The model as the engine sees it: one step of a batch, from tokens to sampled tokens.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "model/batch.hpp"
+
+namespace sl {
+
+// How the output rows of a Batch are sampled, and what the bitmap of seen tokens must hold by then. Every
+// sequence owns a row of that bitmap, its slot, while it runs.
+struct SamplingRows {
+  std::vector<int32_t> reset_slots;              // these rows of the bitmap are cleared first,
+  std::vector<int32_t> seen_tokens, seen_slots;  // then these bits set
+
+  // One entry an output row:
+  std::vector<int32_t> slots;  // -1: no repetition penalty
+  std::vector<float> temperature, top_p, penalty;
+  std::vector<int32_t> top_k;
+  std::vector<uint32_t> stream_low, stream_high;
+  std::vector<uint32_t> position;  // of the token to draw, in the whole sequence
+  std::vector<int32_t> ban;        // which of ban_lists the row must not draw; -1: none
+  std::vector<std::vector<int32_t>> ban_lists;
+  // Rows that choose between groups of tokens instead of sampling: index into choice_lists; -1: sample.
+  std::vector<int32_t> choice;
+  std::vector<std::vector<std::vector<int32_t>>> choice_lists;
+};
+
+// How much a step and a sequence may hold. The model's memory is sized by the same numbers.
+struct EngineOptions {
+  int64_t max_batch_rows = 256;  // rows (tokens) of a step
+  int64_t max_sequences = 64;    // sequences that hold pages, and a slot, at the same time
+  int64_t max_positions = 0;     // tokens of a sequence, prompt and completion together
+};
+
+class StepModel {
+ public:
+  virtual ~StepModel() = default;
+  virtual int64_t pages() const = 0;
+  virtual int64_t tokens_per_page() const = 0;
+  virtual int64_t vocabulary() const = 0;
+
+  // Runs the batch (at least one row) and puts one token an output row into `sampled`, the same on every
+  // tensor-parallel rank.
+  virtual void run(const Batch& batch, const SamplingRows& rows, std::vector<int32_t>& sampled) = 0;
+};
+
+}  // namespace sl

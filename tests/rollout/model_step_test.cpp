@@ -1,0 +1,192 @@
+// The engine over a real, small, random model: what the scheduler emits must make the model compute the same
+// thing whatever the plan of steps.
+#include "rollout/model_step.hpp"
+
+#include <cmath>
+#include <memory>
+
+#include "core/error.hpp"
+#include "support.hpp"
+
+namespace sl {
+namespace {
+
+using namespace test;
+
+ModelConfig small_config() {
+  ModelConfig config;
+  config.architecture = Architecture::qwen2;
+  config.vocabulary = 257;
+  config.hidden = 32;
+  config.ffn = 48;
+  config.layers = 2;
+  config.heads = 4;
+  config.key_heads = 2;
+  config.head_dim = 8;
+  config.max_positions = 256;
+  config.qkv_bias = true;
+  return config;
+}
+
+class ModelStepTest : public testing::TestWithParam<Device> {
+ protected:
+  const Device device_ = GetParam();
+  const ModelConfig config_ = small_config();
+  const Shard shard_{config_, 1, 0};
+  const Parameters parameters_ = random_parameters(config_, shard_, device_, 3);
+  const std::unique_ptr<Communicator> alone_ = make_local_communicator();
+  const Transformer model_{
+      .context = {.device = device_, .deterministic = true},
+      .config = &config_,
+      .shard = &shard_,
+      .parameters = &parameters_,
+      .tensor_parallel = alone_.get(),
+  };
+  const Tokenizer tokenizer_ = byte_tokenizer();
+  const int32_t end_ = 256;
+
+  // An adapter that makes a difference.
+  Adapter adapter(uint64_t seed) const {
+    Adapter result(config_, shard_, LoraShape(), device_, "adapter");
+    initialise(result, seed);
+    Random random(RandomAddress{.seed = seed});
+    std::vector<float> numbers = download<float>(result.flat());
+    for (float& number : numbers) number += static_cast<float>(random.uniform() - 0.5) * 0.2F;
+    upload(result.flat(), std::span<const float>(numbers));
+    return result;
+  }
+
+  std::vector<Request> requests() const {
+    std::vector<Request> all;
+    Random random(RandomAddress{.seed = 9});
+    for (int i = 0; i < 24; ++i) {
+      Request request;
+      request.prompt = bytes_of(i % 3 == 0 ? "Write about the sea. " : "Write about");
+      for (int64_t more = random.below(10); more > 0; --more)
+        request.prompt.push_back(static_cast<int32_t>(random.below(256)));
+      request.adapter = i % 3 - 1;
+      request.stream = stream_of({.sample = i});
+      request.end_tokens = {end_};
+      request.sampling.max_tokens = 20 + i;
+      if (i % 4 == 0) request.sampling.temperature = 0;
+      if (i % 5 == 0) request.sampling.repetition_penalty = 1;
+      if (i % 6 == 0) request.sampling.min_tokens = 10;
+      request.sampling.stop = {};
+      all.push_back(request);
+    }
+    return all;
+  }
+};
+
+TEST_P(ModelStepTest, TokensDoNotDependOnThePlanOfSteps) {
+  const Adapter first = adapter(1);
+  const Adapter second = adapter(2);
+  struct Setting {
+    int64_t rows, sequences, pages, page;
+  };
+  std::vector<Completion> expected;
+  for (const Setting s : {Setting{256, 1, 64, 16}, {64, 24, 200, 4}, {7, 10, 60, 4}, {32, 24, 40, 4}}) {
+    const EngineOptions options{
+        .max_batch_rows = s.rows, .max_sequences = s.sequences, .max_positions = config_.max_positions};
+    ModelStep step(model_, options, s.pages, s.page);
+    step.set_adapters({&first, &second});
+    Engine engine(step, tokenizer_, options);
+    const auto completions = complete_all(engine, requests());
+    if (expected.empty()) expected = completions;
+    for (size_t i = 0; i < expected.size(); ++i) EXPECT_EQ(completions[i].tokens, expected[i].tokens) << i;
+    EXPECT_EQ(engine.statistics().preemptions > 0, s.pages == 40);
+    EXPECT_GT(engine.statistics().prompt_tokens_shared, 0);
+  }
+  std::set<std::vector<int32_t>> different;
+  for (const Completion& completion : expected) different.insert(completion.tokens);
+  EXPECT_GT(different.size(), 20);
+}
+
+// Greedy decoding by whole forward passes without pages shared or chunks, penalty and ban applied here.
+TEST_P(ModelStepTest, GreedyTokensAreTheArgmaxOfWholeForwardPasses) {
+  const EngineOptions options{
+      .max_batch_rows = 8, .max_sequences = 4, .max_positions = config_.max_positions};
+  ModelStep step(model_, options, 40, 4);
+  Engine engine(step, tokenizer_, options);
+  Request request;
+  request.prompt = bytes_of("Once upon a time");
+  request.sampling = {
+      .temperature = 0, .repetition_penalty = 1.3F, .max_tokens = 30, .min_tokens = 30, .stop = {}};
+  request.end_tokens = {end_, 'q', 'e', 7, 200};
+  const auto completion = complete_all(engine, {request}).front();
+  ASSERT_EQ(completion.tokens.size(), 30);
+
+  Inference inference(model_, 64, 1, 16);
+  const KvCache cache(config_, shard_, device_, 1, 64);
+  std::vector<int32_t> tokens = request.prompt;
+  for (const int32_t token : completion.tokens) {
+    Batch batch;
+    const auto count = static_cast<int32_t>(tokens.size());
+    for (int32_t i = 0; i < count; ++i) {
+      batch.tokens.push_back(tokens[static_cast<size_t>(i)]);
+      batch.positions.push_back(i);
+      batch.slots.push_back(i);
+    }
+    batch.query_offsets = {0, count};
+    batch.context_lengths = {count};
+    batch.page_tables = {0};
+    batch.pages_per_sequence = 1;
+    batch.output_rows = {count - 1};
+    std::vector<float> logits = download<float>(inference.forward(batch, cache, {}));
+    for (const int32_t seen : std::set<int32_t>(tokens.begin(), tokens.end())) {
+      float& logit = logits[static_cast<size_t>(seen)];
+      logit = logit > 0 ? logit / 1.3F : logit * 1.3F;
+    }
+    for (const int32_t banned : request.end_tokens) logits[static_cast<size_t>(banned)] = -INFINITY;
+    const auto largest = std::ranges::max_element(logits) - logits.begin();
+    ASSERT_EQ(token, largest) << "after " << count << " tokens";
+    tokens.push_back(token);
+  }
+}
+
+TEST_P(ModelStepTest, RowsThatMustNotDrawDifferentTokensInOneBatch) {
+  const EngineOptions options{
+      .max_batch_rows = 64, .max_sequences = 8, .max_positions = config_.max_positions};
+  ModelStep step(model_, options, 80, 4);
+  Engine engine(step, tokenizer_, options);
+  Request request;
+  request.prompt = bytes_of("Once");
+  request.sampling = {.temperature = 0, .repetition_penalty = 1, .max_tokens = 1, .stop = {}};
+  const int32_t favourite = complete_all(engine, {request}).front().tokens.front();
+  Request banned = request;
+  banned.sampling.min_tokens = 1;
+  banned.end_tokens = {favourite};
+  const int32_t next = complete_all(engine, {banned}).front().tokens.front();
+  ASSERT_NE(next, favourite);
+  Request both = banned;
+  both.end_tokens = {next, favourite};
+  Request other = banned;
+  other.end_tokens = {next};
+  const auto completions = complete_all(engine, {request, banned, request, both, other, banned});
+  EXPECT_EQ(completions[0].tokens.front(), favourite);
+  EXPECT_EQ(completions[1].tokens.front(), next);
+  EXPECT_EQ(completions[2].tokens.front(), favourite);
+  EXPECT_NE(completions[3].tokens.front(), next);
+  EXPECT_NE(completions[3].tokens.front(), favourite);
+  EXPECT_EQ(completions[4].tokens.front(), favourite);
+  EXPECT_EQ(completions[5].tokens.front(), next);
+}
+
+TEST_P(ModelStepTest, AnAdapterThatIsNotThereIsABug) {
+  const EngineOptions options{
+      .max_batch_rows = 8, .max_sequences = 4, .max_positions = config_.max_positions};
+  ModelStep step(model_, options, 40, 4);
+  Engine engine(step, tokenizer_, options);
+  Request request;
+  request.prompt = {1};
+  request.adapter = 0;
+  auto task = complete(engine, request);
+  task.start();
+  EXPECT_THROW(engine.step(), BugError);
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, ModelStepTest, testing::Values(Device::cpu, Device::debug),
+                         [](const auto& tested) { return std::string(name_of(tested.param)); });
+
+}  // namespace
+}  // namespace sl
