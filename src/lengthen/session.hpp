@@ -1,0 +1,54 @@
+// What every stage of a run shares: who we are among the ranks, the model, the prompts, the run folder, and
+// whether somebody asked us to stop.
+#pragma once
+
+#include <atomic>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "dist/communicator_mpi.hpp"
+#include "dist/work_queue.hpp"
+#include "io/run_folder.hpp"
+#include "lengthen/options.hpp"
+#include "lengthen/progress.hpp"
+#include "model/source.hpp"
+#include "text/prompts.hpp"
+
+namespace sl {
+
+// Engine adapter of each role; the base model has none.
+enum class Role : int8_t { base = -1, generator = 0, extender = 1 };
+std::string_view role_name(Role role);
+
+// Set by the signal handler of main: SIGTERM, SIGINT or SIGUSR1 ask for a stop with everything saved.
+extern std::atomic<int> stop_signal;
+
+// Thrown on every rank at the same point when the run stops at a signal; all finished work is on disk.
+struct Stopped {};
+
+struct EngineLimits {
+  int64_t tokens_per_page = 16;
+  int64_t pages = 0;
+  int64_t max_sequences = 64;
+  int64_t max_batch_rows = 256;
+  int64_t max_positions = 0;  // of a sequence
+};
+
+struct Session {
+  const MethodOptions& method;
+  const EngineLimits& limits;
+  LoadedModel& model;
+  const Prompts& prompts;
+  Groups& groups;
+  SharedCounters& counters;
+  RunFolder& folder;
+  Progress& progress;
+
+  int replica() const { return groups.place.replica; }
+  bool leader() const { return groups.place.tp_rank == 0; }  // of its replica: the one that writes journals
+  bool first() const { return groups.world->rank() == 0; }
+  // True on every rank when any rank saw a signal. Collective over the world.
+  bool stop_agreed() const;
+};
+
+}  // namespace sl
