@@ -1,0 +1,33 @@
+# One interface target carries the flags of every part of the program.
+add_library(sl_flags INTERFACE)
+target_include_directories(sl_flags INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/src)
+target_compile_options(sl_flags INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Werror
+    # g++ 12 takes "x" + std::string for an overlapping copy (GCC bug 105651)
+    -Wno-restrict>)
+target_compile_definitions(sl_flags INTERFACE
+  SELFLENGTHEN_VERSION="${PROJECT_VERSION}"
+  SELFLENGTHEN_PARALLEL_HDF5=$<BOOL:${SELFLENGTHEN_PARALLEL_HDF5}>
+  SELFLENGTHEN_CUDA=$<BOOL:${SELFLENGTHEN_CUDA_SIDE}>)
+target_link_libraries(sl_flags INTERFACE Threads::Threads)
+if(SELFLENGTHEN_NATIVE)
+  target_compile_options(sl_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=native>)
+endif()
+if(SELFLENGTHEN_SANITIZE)
+  target_compile_options(sl_flags INTERFACE -fsanitize=${SELFLENGTHEN_SANITIZE} -fno-omit-frame-pointer
+    -fno-sanitize-recover=all)
+  target_link_options(sl_flags INTERFACE -fsanitize=${SELFLENGTHEN_SANITIZE})
+endif()
+
+# sl_part(NAME folder deps...): one static library per folder of the tree; its sources are all .cpp files there.
+# Dependencies run one way (STYLE: core <- kernels, dist, io, text <- model <- rollout, train <- lengthen <- cli).
+function(sl_part name)
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.cpp)
+  if(sources)
+    add_library(sl_${name} STATIC ${sources})
+    target_link_libraries(sl_${name} PUBLIC sl_flags ${ARGN})
+  else()
+    add_library(sl_${name} INTERFACE)
+    target_link_libraries(sl_${name} INTERFACE sl_flags ${ARGN})
+  endif()
+endfunction()

@@ -1,0 +1,28 @@
+// The commands of the program. Each takes the arguments behind its name and returns the exit code; what goes
+// wrong arrives in main as an exception.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace sl {
+
+using Arguments = std::vector<std::string>;
+
+int run_command(const Arguments& arguments);
+int generate_command(const Arguments& arguments);
+int score_command(const Arguments& arguments);
+int train_command(const Arguments& arguments);
+int export_command(const Arguments& arguments);
+int inspect_command(const Arguments& arguments);
+int evaluate_longen_command(const Arguments& arguments);
+int bench_linear_command(const Arguments& arguments);
+int bench_decode_command(const Arguments& arguments);
+int text_check_command(const Arguments& arguments);
+int tokenize_command(const Arguments& arguments);
+int detokenize_command(const Arguments& arguments);
+
+// The whole command line behind the program's name: finds the command and runs it, or prints the help.
+int run_command_line(const Arguments& arguments);
+
+}  // namespace sl

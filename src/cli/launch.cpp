@@ -1,0 +1,107 @@
+#include "cli/launch.hpp"
+
+#include <fmt/format.h>
+#include <omp.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "core/buffer.hpp"
+#include "core/log.hpp"
+
+// OpenBLAS built with its own threads does not follow OpenMP's setting; another BLAS has no such function.
+extern "C" void openblas_set_num_threads(int) __attribute__((weak));
+
+namespace sl {
+namespace {
+
+std::unique_ptr<MpiSession>& session_slot() {
+  static std::unique_ptr<MpiSession> slot;
+  return slot;
+}
+
+// Cores that the ranks of this node may use together, by the union of their affinity masks: whether each is
+// bound to its own or all share one set, divided by the ranks that is a fair share. Collective.
+int64_t cores_of_node(Communicator& world) {
+  char host[256] = {};
+  gethostname(host, sizeof host - 1);
+  cpu_set_t own;
+  CPU_ZERO(&own);
+  if (sched_getaffinity(0, sizeof own, &own) != 0) return 1;
+  const std::string name = host;
+  const std::string mask(reinterpret_cast<const char*>(&own), sizeof own);
+  cpu_set_t all;
+  CPU_ZERO(&all);
+  for (const std::string& other : world.all_gather(mask + name)) {
+    if (other.substr(sizeof own) != name) continue;
+    cpu_set_t theirs;
+    std::memcpy(&theirs, other.data(), sizeof theirs);
+    CPU_OR(&all, &all, &theirs);
+  }
+  return std::max(1, CPU_COUNT(&all));
+}
+
+int64_t threads_of_rank(const ModelChoice& choice, const MpiSession& session, Communicator& world) {
+  const int64_t share = std::max<int64_t>(1, cores_of_node(world) / session.node_size());
+  if (choice.threads > 0) return choice.threads;
+  return std::getenv("OMP_NUM_THREADS") ? omp_get_max_threads() : share;
+}
+
+}  // namespace
+
+const MpiSession* live_session() { return session_slot().get(); }
+void end_ranks() { session_slot().reset(); }
+
+Ranks start_ranks(const ModelChoice& choice) {
+  const Device device = resolve_device(choice.device);
+  if (!session_slot()) session_slot() = std::make_unique<MpiSession>();
+  const MpiSession& session = *session_slot();
+  start_log(session.rank(), session.size(), choice.log_level);
+  Ranks ranks{session, make_groups(session, grid_of(session.size(), choice.tp)),
+              Context{.device = device, .deterministic = choice.deterministic}};
+  const auto threads = static_cast<int>(threads_of_rank(choice, session, *ranks.groups.world));
+  omp_set_num_threads(threads);
+  if (openblas_set_num_threads) openblas_set_num_threads(threads);
+  spdlog::debug("{} replicas of {} ranks, {} threads a rank", ranks.groups.grid.dp, ranks.groups.grid.tp,
+                threads);
+  return ranks;
+}
+
+std::unique_ptr<LoadedModel> load_model(ModelSource source, Ranks& ranks) {
+  auto model = std::make_unique<LoadedModel>(std::move(source), ranks.context, *ranks.groups.tensor);
+  spdlog::debug("{}: {} layers, {} weights", model->source().path, model->config().layers,
+                model->config().parameters());
+  return model;
+}
+
+std::optional<Adapter> load_chosen_adapter(const ModelChoice& choice, const LoadedModel& model) {
+  if (choice.adapter.empty()) return std::nullopt;
+  return model.adapter_from(choice.adapter);
+}
+
+EngineLimits engine_limits(const EngineChoice& choice, const LoadedModel& model, int64_t longest) {
+  const int64_t page_bytes = KvCache::bytes_per_page(model.config(), model.shard(), choice.page_tokens);
+  const int64_t held = (choice.kv_memory << 20) / page_bytes;
+  if (held < 1) {
+    throw InputError(fmt::format("{} MiB do not hold one page of {} bytes", choice.kv_memory, page_bytes),
+                     "--kv-memory", "give more, or choose a smaller --page-tokens");
+  }
+  const int64_t useful = choice.max_sequences * ((longest + choice.page_tokens - 1) / choice.page_tokens) + 1;
+  return {.tokens_per_page = choice.page_tokens,
+          .pages = std::min(held, useful),
+          .max_sequences = choice.max_sequences,
+          .max_batch_rows = choice.max_batch_rows,
+          .max_positions = longest};
+}
+
+void log_memory() {
+  for (const MemoryEntry& entry : memory_table()) {
+    spdlog::debug("memory {:<24} {:>12.3f} MiB on {}", entry.name,
+                  static_cast<double>(entry.bytes) / (1 << 20), name_of(entry.device));
+  }
+}
+
+}  // namespace sl

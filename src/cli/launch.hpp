@@ -1,0 +1,49 @@
+// How a command that uses ranks starts: MPI, the process grid, the log, threads, and the model.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "cli/options.hpp"
+#include "core/context.hpp"
+#include "dist/communicator_mpi.hpp"
+#include "lengthen/session.hpp"
+#include "model/source.hpp"
+
+namespace sl {
+
+// The MPI session of the process once start_ranks has made it, else none. It ends in end_ranks(), which only
+// main calls, so that main can still end all ranks when an exception arrives there.
+const MpiSession* live_session();
+void end_ranks();
+
+struct Ranks {
+  const MpiSession& session;
+  Groups groups;
+  Context context;
+
+  bool first() const { return session.rank() == 0; }
+  // The rank that speaks for its replica.
+  bool leader() const { return groups.place.tp_rank == 0; }
+};
+
+// Starts MPI (once a process) and the log, makes the groups of a grid of `choice.tp` by what that leaves, and
+// sets the threads. Collective over all ranks. InputError when tp does not divide the ranks or this build
+// lacks the device.
+Ranks start_ranks(const ModelChoice& choice);
+
+// Reads this rank's share of the weights. Collective over the replica.
+std::unique_ptr<LoadedModel> load_model(ModelSource source, Ranks& ranks);
+// The adapter the user named, if any.
+std::optional<Adapter> load_chosen_adapter(const ModelChoice& choice, const LoadedModel& model);
+
+// The limits of an engine on this model whose sequences hold `longest` tokens at most: as many pages as the
+// memory holds, but no more than all sequences could use. InputError when not even one sequence of one page
+// fits.
+EngineLimits engine_limits(const EngineChoice& choice, const LoadedModel& model, int64_t longest);
+
+// The memory table at debug level.
+void log_memory();
+
+}  // namespace sl

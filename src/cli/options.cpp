@@ -1,0 +1,140 @@
+#include "cli/options.hpp"
+
+#include <limits>
+
+namespace sl {
+namespace {
+
+// \n, \t and \\ as their characters.
+std::string unescaped(const std::string& text, const std::string& where) {
+  std::string out;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text[i] != '\\') {
+      out += text[i];
+      continue;
+    }
+    const char next = i + 1 < text.size() ? text[++i] : '\0';
+    if (next == 'n') {
+      out += '\n';
+    } else if (next == 't') {
+      out += '\t';
+    } else if (next == '\\') {
+      out += '\\';
+    } else {
+      throw InputError("'" + text + "' has a backslash before something else than n, t or a backslash", where,
+                       "write \\\\ for a backslash");
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+void add_model_options(CommandLine& line, ModelChoice& choice, bool with_adapter) {
+  line.group("Model");
+  line.add("model", choice.model, "Hugging Face folder, or .gguf file").value_name("PATH").required();
+  if (with_adapter) line.add("adapter", choice.adapter, "LoRA adapter in PEFT's format").value_name("DIR");
+  line.group("Machine");
+  line.add_choice("device", choice.device,
+                  {{"auto", DeviceChoice::automatic},
+                   {"cpu", DeviceChoice::cpu},
+                   {"cuda", DeviceChoice::cuda},
+                   {"debug", DeviceChoice::debug}},
+                  "where the model runs; debug: CPU with protected memory, to find our mistakes");
+  line.add("tp", choice.tp, "ranks that share one replica of the model (tensor parallelism)", at_least(1));
+  line.add("threads", choice.threads,
+           "threads of a rank; 0: OMP_NUM_THREADS, else the rank's share of the node's cores", at_least(0));
+  line.add("deterministic", choice.deterministic,
+           "results of a row do not depend on the rows computed with it, bit for bit");
+  line.add_choice("log-level", choice.log_level,
+                  {{"debug", "debug"}, {"info", "info"}, {"warn", "warn"}, {"error", "error"}},
+                  "how much is said on standard error; debug lists the memory");
+}
+
+Device resolve_device(DeviceChoice choice) {
+  switch (choice) {
+    case DeviceChoice::debug:
+      return Device::debug;
+    case DeviceChoice::cuda:
+#if SELFLENGTHEN_CUDA
+      return Device::cuda;
+#else
+      throw InputError("this build has no CUDA side", "--device",
+                       "choose cpu, or build with the cuda preset");
+#endif
+    case DeviceChoice::cpu:
+      return Device::cpu;
+    case DeviceChoice::automatic:
+#if SELFLENGTHEN_CUDA
+      return Device::cuda;
+#else
+      return Device::cpu;
+#endif
+  }
+  throw BugError("unknown device");
+}
+
+void add_sampling_options(CommandLine& line, SamplingParameters& sampling) {
+  line.group("Sampling");
+  line.add("temperature", sampling.temperature, "0 takes the likeliest token (greedy)", at_least(0));
+  line.add("top-p", sampling.top_p, "draw from the likeliest tokens that hold this share; 1: off",
+           above_to(0, 1));
+  line.add("top-k", sampling.top_k, "draw from so many likeliest tokens; 0: off", at_least(0));
+  line.add("repetition-penalty", sampling.repetition_penalty, "over prompt and output tokens; 1: off",
+           above(0));
+  line.add("max-tokens", sampling.max_tokens, "new tokens, at most", at_least(1));
+  line.add("min-tokens", sampling.min_tokens, "new tokens before an end may come", at_least(0));
+  line.add("stop", sampling.stop,
+           "text that ends a response and is not part of it; \\n and \\t are understood; "
+           "given ones replace the defaults, an empty one means none",
+           unescaped);
+}
+
+void add_engine_options(CommandLine& line, EngineChoice& choice) {
+  line.group("Rollout engine");
+  line.add("kv-memory", choice.kv_memory, "MiB for keys and values on a rank", at_least(1));
+  line.add("page-tokens", choice.page_tokens, "tokens of a page of keys and values", at_least(1));
+  line.add("max-sequences", choice.max_sequences, "sequences computed at the same time", at_least(1));
+  line.add("max-batch-rows", choice.max_batch_rows, "tokens of one step, prompts included", at_least(1));
+}
+
+void add_training_options(CommandLine& line, TrainingOptions& training, TrainingChoice& choice) {
+  line.group("Training");
+  line.add_choice("finetune", training.finetune, {{"lora", Finetune::lora}, {"full", Finetune::full}},
+                  "an adapter, or all weights");
+  line.add("lora-rank", training.lora.rank, "rank of the adapter", at_least(1));
+  line.add("lora-alpha", training.lora.alpha, "its scale is alpha / rank", above(0));
+  line.add("epochs", training.epochs, "passes over the data", at_least(1));
+  line.add("learning-rate", training.learning_rate, "at its peak", above(0));
+  line.add("warmup-ratio", training.warmup_ratio, "share of the steps in which the rate rises; then cosine",
+           between(0, 1));
+  line.add("weight-decay", training.weight_decay, "AdamW's", at_least(0));
+  line.add("max-grad-norm", training.max_grad_norm, "larger gradients are scaled down to it; 0: never",
+           at_least(0));
+  line.add("cutoff", training.cutoff, "tokens of a sequence that are used", at_least(2));
+  line.add("batch-sequences", training.batch_sequences, "sequences of a step, all replicas; 0: one a replica",
+           at_least(0));
+  line.add("pass-tokens", training.pass_tokens,
+           "sequences are packed into passes of so many tokens; 0: as the longest", at_least(0));
+  line.add_choice(
+      "recompute", training.recompute,
+      {{"auto", Recompute::automatic}, {"all", Recompute::all}, {"none", Recompute::none}},
+      "which layers compute their activations a second time instead of keeping them; auto: as memory needs");
+  line.add("activation-memory", choice.activation_memory, "MiB for activations on a rank; 0: no limit",
+           at_least(0));
+  line.add("checkpoint-every", training.checkpoint_every, "steps; 0: only at the end", at_least(0));
+}
+
+void apply(const TrainingChoice& choice, TrainingOptions& training) {
+  training.activation_bytes =
+      choice.activation_memory == 0 ? std::numeric_limits<int64_t>::max() : choice.activation_memory << 20;
+}
+
+void add_file_options(CommandLine& line, FileChoice& files, const std::string& input_rows,
+                      const std::string& output_rows) {
+  line.group("Files (JSON lines)");
+  line.add("input", files.input, input_rows).value_name("FILE").required();
+  line.add("output", files.output, output_rows + "; - is standard output").value_name("FILE").required();
+}
+
+}  // namespace sl

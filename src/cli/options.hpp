@@ -1,0 +1,56 @@
+// The groups of options that several commands share.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "cli/command_line.hpp"
+#include "core/tensor.hpp"
+#include "rollout/request.hpp"
+#include "train/trainer.hpp"
+
+namespace sl {
+
+enum class DeviceChoice : uint8_t { automatic, cpu, cuda, debug };
+
+// Which model, and how it runs.
+struct ModelChoice {
+  std::string model;    // Hugging Face folder or .gguf file
+  std::string adapter;  // folder in PEFT's format; empty: none
+  DeviceChoice device = DeviceChoice::automatic;
+  int tp = 1;       // ranks that share one replica of the model
+  int threads = 0;  // of a rank; 0: its share of the node's cores
+  bool deterministic = false;
+  std::string log_level = "info";
+};
+void add_model_options(CommandLine& line, ModelChoice& choice, bool with_adapter = true);
+// InputError when this build has no such device.
+Device resolve_device(DeviceChoice choice);
+
+void add_sampling_options(CommandLine& line, SamplingParameters& sampling);
+
+// What the rollout engine may hold, as the user says it.
+struct EngineChoice {
+  int64_t kv_memory = 1024;  // MiB of keys and values on a rank
+  int64_t page_tokens = 16;
+  int64_t max_sequences = 64;
+  int64_t max_batch_rows = 256;
+};
+void add_engine_options(CommandLine& line, EngineChoice& choice);
+
+// The activations' limit is said in MiB on the command line; 0: no limit.
+struct TrainingChoice {
+  int64_t activation_memory = 0;
+};
+void add_training_options(CommandLine& line, TrainingOptions& training, TrainingChoice& choice);
+// After parse(): what the choice says goes into the options.
+void apply(const TrainingChoice& choice, TrainingOptions& training);
+
+// --input and --output of JSON lines, both required; "-" as output is standard output.
+struct FileChoice {
+  std::string input, output;
+};
+void add_file_options(CommandLine& line, FileChoice& files, const std::string& input_rows,
+                      const std::string& output_rows);
+
+}  // namespace sl

@@ -1,0 +1,185 @@
+// train: supervised fine-tuning of an adapter or of all weights on given conversations, resumable.
+#include <fmt/format.h>
+
+#include <csignal>
+#include <filesystem>
+#include <span>
+
+#include "cli/commands.hpp"
+#include "cli/launch.hpp"
+#include "cli/rows.hpp"
+#include "core/log.hpp"
+#include "io/durable.hpp"
+#include "io/run_folder.hpp"
+#include "model/export.hpp"
+
+namespace sl {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+struct TrainChoice {
+  ModelChoice model;
+  TrainingChoice training;
+  TrainingOptions options;
+  std::string data, output;
+
+  bool full() const { return options.finetune == Finetune::full; }
+  // Written last: where it is, the training is finished.
+  std::string last_file() const { return output + (full() ? "/config.json" : "/adapter_config.json"); }
+  std::string checkpoint() const { return output + "/checkpoint.h5"; }
+};
+
+std::vector<Message> conversation_of(const JsonRow& row, const std::string& path) {
+  const std::string where = place_of_row(row, path);
+  if (!row.value.contains("messages")) {
+    if (!row.value.contains("instruction"))
+      throw InputError("has neither 'messages' nor 'instruction'", where, "add one of them to the row");
+    return {{"user", required_string(row, "instruction", path)},
+            {"assistant", required_string(row, "output", path)}};
+  }
+  std::vector<Message> messages;
+  if (!row.value["messages"].is_array()) throw InputError("'messages' is not a list", where, "make it one");
+  for (const json& one : row.value["messages"]) {
+    if (!one.is_object() || !one.contains("role") || !one["role"].is_string() || !one.contains("content") ||
+        !one["content"].is_string())
+      throw InputError("a message has no string 'role' or no string 'content'", where, "add it");
+    messages.push_back({one["role"].get<std::string>(), one["content"].get<std::string>()});
+    const std::string& role = messages.back().role;
+    if (role != "system" && role != "user" && role != "assistant")
+      throw InputError(fmt::format("role '{}' is not known", role), where, "use system, user or assistant");
+  }
+  if (messages.empty() || messages.back().role != "assistant")
+    throw InputError("does not end with an answer of the assistant", where, "end it with one");
+  return messages;
+}
+
+void ask_to_stop(int) { stop_signal = 1; }
+
+bool agreed(Ranks& ranks, bool mine) {
+  int64_t any = mine ? 1 : 0;
+  ranks.groups.world->all_reduce_max(std::span(&any, 1));
+  return any != 0;
+}
+
+// Steps after the checkpoint are taken again: their rows go, and a line that was cut short.
+void keep_metrics_to(const std::string& path, int64_t step) {
+  const std::string text = read_if_there(path).value_or("");
+  std::string kept;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = text.find('\n', begin);
+    if (end == std::string::npos) break;
+    const std::string line = text.substr(begin, end - begin + 1);
+    const json row = json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (row.is_object() && row.value("step", step + 1) <= step) kept += line;
+    begin = end + 1;
+  }
+  write_atomically(path, kept);
+}
+
+int train(TrainChoice& choice, const std::vector<std::vector<Message>>& conversations) {
+  Ranks ranks = start_ranks(choice.model);
+  struct sigaction action = {};
+  action.sa_handler = ask_to_stop;
+  for (int signal : {SIGTERM, SIGINT, SIGUSR1}) sigaction(signal, &action, nullptr);
+  if (agreed(ranks, ranks.first() && fs::exists(choice.last_file()))) {
+    if (ranks.first()) spdlog::info("{}: this training is finished", choice.output);
+    return 0;
+  }
+  const RunFolder folder(choice.output);
+  std::unique_ptr<RunLock> lock;
+  if (ranks.first()) lock = std::make_unique<RunLock>(folder);
+
+  const auto model = load_model(open_model(choice.model.model), ranks);
+  std::vector<TrainingRow> rows;
+  for (const auto& conversation : conversations) {
+    TrainingTokens encoded = model->chat().encode_training(conversation);
+    rows.push_back({std::move(encoded.tokens), std::move(encoded.mask)});
+  }
+  std::optional<Adapter> adapter;
+  if (!choice.full()) {
+    adapter = load_chosen_adapter(choice.model, *model);
+    if (!adapter) {
+      adapter.emplace(model->config(), model->shard(), choice.options.lora, ranks.context.device, "adapter");
+      initialise(*adapter, choice.options.seed);
+    }
+  }
+  const Trainable trained =
+      choice.full() ? Trainable{.parameters = &model->parameters()} : Trainable{.adapter = &*adapter};
+  Trainer trainer(model->transformer(), trained, std::move(rows), choice.options, *ranks.groups.data);
+  log_memory();
+  if (agreed(ranks, ranks.first() && fs::exists(choice.checkpoint())))
+    trainer.load_checkpoint(choice.checkpoint());
+  if (ranks.first()) keep_metrics_to(folder.metrics(), trainer.state().step);
+
+  const bool writer = ranks.groups.place.replica == 0;
+  while (trainer.state().step < trainer.total_steps()) {
+    if (agreed(ranks, stop_signal != 0)) {
+      trainer.save_checkpoint(choice.checkpoint(), writer);
+      if (ranks.first()) spdlog::info("stopped at a signal; the same command continues {}", choice.output);
+      return 0;
+    }
+    trainer.step();
+    const StepRecord& step = trainer.last();
+    if (ranks.first()) {
+      folder.append_metrics({{"step", step.step},
+                             {"epoch", step.epoch},
+                             {"loss", step.loss},
+                             {"learning_rate", step.learning_rate},
+                             {"grad_norm", step.grad_norm},
+                             {"tokens_per_second", step.tokens_per_second},
+                             {"skipped", step.skipped}});
+      spdlog::info("step {}/{}: loss {:.4f}, {:.1f} tokens/s", step.step, trainer.total_steps(), step.loss,
+                   step.tokens_per_second);
+    }
+    if (choice.options.checkpoint_every > 0 && step.step % choice.options.checkpoint_every == 0)
+      trainer.save_checkpoint(choice.checkpoint(), writer);
+  }
+  if (choice.full()) {
+    write_model_files(choice.output, model->source(), model->parameters(), "F32", writer,
+                      *ranks.groups.tensor);
+  } else {
+    save_adapter(*adapter, choice.output, choice.model.model, writer, *ranks.groups.tensor);
+  }
+  ranks.groups.world->barrier();
+  if (ranks.first()) fs::remove(choice.checkpoint());
+  return 0;
+}
+
+}  // namespace
+
+int train_command(const Arguments& arguments) {
+  TrainChoice choice;
+  CommandLine line(
+      "train",
+      "Supervised fine-tuning on conversations; only the assistant's tokens are learnt. The same "
+      "command continues a training that was stopped.");
+  add_model_options(line, choice.model);
+  line.group("Files");
+  line.add("data", choice.data, "JSON lines: rows {\"messages\"} or {\"instruction\", \"output\"}")
+      .value_name("FILE")
+      .required();
+  line.add("output", choice.output, "gets the adapter or the model, and metrics.jsonl")
+      .value_name("DIR")
+      .required();
+  add_training_options(line, choice.options, choice.training);
+  line.add("seed", choice.options.seed, "of the order of the rows, and of a fresh adapter");
+  line.add("shuffle", choice.options.shuffle, "another order of the rows in every epoch");
+  line.note("--adapter is where the training starts; with it, rank and alpha are that adapter's.");
+  line.example("selflengthen train --model MODEL --data answers.jsonl --output my_adapter");
+  if (!line.parse(arguments)) return 0;
+  apply(choice.training, choice.options);
+  if (choice.full() && !choice.model.adapter.empty()) {
+    throw InputError("starts from an adapter, but all weights are to be trained", "--adapter",
+                     "merge it first (selflengthen export), or use --finetune lora");
+  }
+  if (fs::exists(choice.output) && !fs::is_directory(choice.output))
+    throw InputError("is a file, not a folder", choice.output, "choose another --output");
+  std::vector<std::vector<Message>> conversations;
+  for (const JsonRow& row : read_json_lines(choice.data))
+    conversations.push_back(conversation_of(row, choice.data));
+  return train(choice, conversations);
+}
+
+}  // namespace sl

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds, and runs every test: release build, checks of the sources, sanitizers, serial HDF5.
+# Ends with ctest's summary of the whole release suite.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. tools/mpi_env.sh
+bash tools/install_packages.sh --with-checks
+model=$(bash tools/fetch_model.sh | tail -n 1)
+export SELFLENGTHEN_TEST_MODEL="$model"
+
+echo "== checks of the sources"
+bash tools/check_sources.sh
+
+echo "== release build"
+cmake --preset release
+cmake --build --preset release
+
+echo "== serial HDF5: the parts that differ"
+cmake --preset serial-hdf5
+cmake --build --preset serial-hdf5 --target selflengthen io_tests io_mpi
+ctest --test-dir build/serial-hdf5 -R '^io' --output-on-failure -j 2
+
+echo "== address and undefined-behaviour sanitizers"
+cmake --preset asan
+cmake --build --preset asan --target selflengthen text_tests io_tests rollout_tests kernels_tests
+ASAN_OPTIONS=detect_leaks=0 ctest --test-dir build/asan -R '^(text|io|rollout|kernels)\.' --output-on-failure -j 2
+
+if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
+  echo "== the cuda preset configures"
+  cmake --preset cuda
+fi
+
+echo "== all tests, release build"
+ctest --test-dir build/release --output-on-failure -j 2
