@@ -10,8 +10,8 @@
 #include <thread>
 
 #include "core/buffer.hpp"
-#include "mpi_main.hpp"
-#include "support.hpp"
+#include "tests/mpi_main.hpp"
+#include "tests/support.hpp"
 
 namespace sl {
 namespace {

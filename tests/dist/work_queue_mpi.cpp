@@ -8,7 +8,7 @@
 #include <numeric>
 #include <thread>
 
-#include "mpi_main.hpp"
+#include "tests/mpi_main.hpp"
 
 namespace sl {
 namespace {
