@@ -4,11 +4,12 @@ target_include_directories(sl_flags INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_SO
 target_compile_options(sl_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Werror
     # g++ 12 takes "x" + std::string for an overlapping copy (GCC bug 105651)
-    -Wno-restrict>)
+    -Wno-restrict>
+  $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr -lineinfo -Werror=all-warnings -Xcompiler=-Wall>)
 target_compile_definitions(sl_flags INTERFACE
   SELFLENGTHEN_VERSION="${PROJECT_VERSION}"
   SELFLENGTHEN_PARALLEL_HDF5=$<BOOL:${SELFLENGTHEN_PARALLEL_HDF5}>
-  SELFLENGTHEN_CUDA=$<BOOL:${SELFLENGTHEN_CUDA_SIDE}>)
+  SELFLENGTHEN_CUDA=$<BOOL:${SELFLENGTHEN_CUDA}>)
 target_link_libraries(sl_flags INTERFACE Threads::Threads)
 if(SELFLENGTHEN_NATIVE)
   target_compile_options(sl_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=native>)
@@ -19,10 +20,18 @@ if(SELFLENGTHEN_SANITIZE)
   target_link_options(sl_flags INTERFACE -fsanitize=${SELFLENGTHEN_SANITIZE})
 endif()
 
+if(SELFLENGTHEN_CUDA)
+  set(SELFLENGTHEN_OTHER_SIDE "_none\\.cpp$")
+else()
+  set(SELFLENGTHEN_OTHER_SIDE "_cuda\\.cpp$")
+endif()
+
 # sl_part(NAME folder deps...): one static library per folder of the tree; its sources are all .cpp files there.
+# Of NAME_cuda.cpp and NAME_none.cpp the one of the side that this build has is taken.
 # Dependencies run one way (STYLE: core <- kernels, dist, io, text <- model <- rollout, train <- lengthen <- cli).
 function(sl_part name)
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.cpp)
+  list(FILTER sources EXCLUDE REGEX "${SELFLENGTHEN_OTHER_SIDE}")
   if(sources)
     add_library(sl_${name} STATIC ${sources})
     target_link_libraries(sl_${name} PUBLIC sl_flags ${ARGN})

@@ -7,7 +7,8 @@
 //   H hidden size                  F ffn rows here        V vocabulary rows here (this tensor-parallel rank)
 //   Q query heads here             K key-value heads here D head dimension
 //   P pages of the pool            G tokens a page        M pages a sequence at most
-// "here" is after tensor-parallel sharding. Float tensors are f32 on CPU; index tensors are i32.
+// "here" is after tensor-parallel sharding. Index tensors are i32. Float tensors have the context's storage
+// dtype (f32 on hosts; bf16 or f32 on a GPU), unless f32 is said; sums are f32 at least.
 // A packed qkv row holds Q query heads, then K key heads, then K value heads, each of D numbers.
 #pragma once
 
@@ -22,7 +23,8 @@ namespace sl {
 
 // out = alpha * op(a) x op(b) + beta * out (+ bias to every row). op(a) is (m, k), op(b) is (k, n), out is
 // (m, n); op transposes when the flag is set. A linear layer with weight w stored (n, k) is {a = x, b = w,
-// transpose_b}. Any of the three may be a column range of a wider matrix.
+// transpose_b}. Any of the three may be a column range of a wider matrix. `out` is of the storage dtype or
+// f32.
 struct Gemm {
   Tensor a, b, out;
   bool transpose_a = false;
@@ -37,7 +39,7 @@ struct Embedding {
   Tensor tokens;  // T
   Tensor table;   // V, H
   int64_t first_row = 0;
-  Tensor out;  // T, H
+  Tensor out;  // T, H, f32
 };
 
 // grad_table(tokens(t) - first_row) += grad_out(t), for the rows of this rank.
@@ -50,7 +52,7 @@ struct EmbeddingBackward {
 
 // residual += delta (when defined); out = residual / rms(residual) * weight, rms = sqrt(mean(x^2) + epsilon).
 struct AddRmsNorm {
-  Tensor residual;  // T, H, updated in place
+  Tensor residual;  // T, H, f32, updated in place
   Tensor delta{};   // T, H or undefined
   Tensor weight;    // H
   float epsilon = 0.0F;
@@ -81,13 +83,32 @@ struct Rope {
   bool inverse = false;
 };
 
-// Writes each row's key and value heads to the page slot slots(t) = page * G + offset; a negative slot is
-// skipped.
-struct StoreKv {
-  Tensor qkv;                     // T, (Q + 2K) * D
+// Rotates the query and key heads of each row in place, as Rope, then writes its key and value heads to the
+// page slot slots(t) = page * G + offset; a negative slot is skipped.
+struct RopeStoreKv {
+  Tensor qkv;          // T, (Q + 2K) * D
+  Tensor positions;    // T
+  Tensor frequencies;  // D / 2, f32
+  float magnitude = 1.0F;
   Tensor slots;                   // T
   Tensor key_pages, value_pages;  // P, K, G, D
 };
+
+// How PagedAttention cuts a batch into pieces of work: made on the device, once a step for all layers, from
+// the same offsets and lengths. The CPU needs none of it.
+struct PlanPagedAttention {
+  Tensor query_offsets;    // S + 1
+  Tensor context_lengths;  // S
+  int64_t query_heads = 0, key_heads = 0;
+  Tensor plan;  // attention_workspace().plan, i32
+};
+struct AttentionWorkspace {
+  int64_t plan = 0;     // i32 numbers
+  int64_t scratch = 0;  // f32 numbers
+};
+// What batches of at most so many rows, sequences and tokens a sequence need. Zeros on hosts.
+AttentionWorkspace attention_workspace(Device device, int64_t rows, int64_t sequences, int64_t positions,
+                                       int64_t query_heads, int64_t key_heads, int64_t head_dim);
 
 // Causal attention of a mixed batch over KV pages: sequence s owns rows query_offsets(s) ..
 // query_offsets(s+1) of qkv, which are the last ones of its context_lengths(s) tokens; their keys and values
@@ -99,8 +120,10 @@ struct PagedAttention {
   Tensor context_lengths;         // S
   Tensor page_tables;             // S, M
   int64_t query_heads = 0;
+  int64_t longest_query = 0;  // rows of a sequence in this batch, at most; 1: all are decoding
   float scale = 1.0F;
-  Tensor out;  // T, Q * D
+  Tensor out;                // T, Q * D
+  Tensor plan{}, scratch{};  // of PlanPagedAttention, and attention_workspace().scratch
 };
 
 // Causal attention of packed sequences (training): sequence s is rows offsets(s) .. offsets(s+1).
@@ -110,7 +133,7 @@ struct PackedAttention {
   int64_t query_heads = 0, key_heads = 0;
   float scale = 1.0F;
   Tensor out;          // T, Q * D
-  Tensor log_sum_exp;  // T, Q: of the scaled scores, for the backward pass
+  Tensor log_sum_exp;  // T, Q, f32: of the scaled scores, for the backward pass
 };
 
 struct PackedAttentionBackward {
@@ -134,19 +157,19 @@ struct SwiGluBackward {
   Tensor grad_gate_up;  // T, 2F, overwritten; may be gate_up itself
 };
 
-// Low-rank adapters on a linear layer, for a batch whose rows are grouped by adapter: for each segment,
-// out(rows) += scale * (x(rows) x a^T) x b^T. Rows in no segment use the bare base model.
-struct LoraSegment {
-  int64_t row_begin = 0, row_end = 0;
+// Low-rank adapters on a linear layer: for each row t with an adapter,
+// out(t) += scale * (x(t) x a^T) x b^T. Rows of one adapter are best next to each other.
+struct LoraWeights {
   Tensor a;  // r, n_in
   Tensor b;  // n_out, r
   float scale = 1.0F;
 };
 struct Lora {
-  Tensor x;    // T, n_in
-  Tensor out;  // T, n_out
-  std::vector<LoraSegment> segments;
-  Tensor scratch;  // T, r at least
+  Tensor x;               // T, n_in
+  Tensor out;             // T, n_out
+  Tensor row_adapters{};  // T: index into adapters, negative: the bare base model; undefined: all the first
+  std::vector<LoraWeights> adapters;
+  Tensor scratch;  // T, r at least, f32
 };
 
 struct GatherRows {  // out(i) = x(indices(i))
@@ -175,14 +198,22 @@ struct Fill {  // out = value
   float value = 0.0F;
 };
 
+// out(i) = uniform in [-width, width), from 24 bits of Philox at (stream, i): addressed, so the same on every
+// device up to rounding to the dtype.
+struct FillUniform {
+  Tensor out;
+  float width = 1.0F;
+  uint64_t stream = 0;
+};
+
 // Per row of a slice of logits: the largest logit, the sum of exp(logit - largest), and the target's logit (0
 // where the target row is on another rank). Combined over tensor-parallel ranks they give the
 // log-probability.
 struct CrossEntropyStats {
-  Tensor logits;   // R, V
+  Tensor logits;   // R, V, f32
   Tensor targets;  // R, global token ids; negative: no target
   int64_t first_row = 0;
-  Tensor row_max, row_sum, target_logit;  // R
+  Tensor row_max, row_sum, target_logit;  // R, f32
 };
 
 // In place: logits(i, j) = weights(i) * (exp(logits(i, j) - log_sum_exp(i)) - [j + first_row == targets(i)]).
@@ -191,6 +222,19 @@ struct CrossEntropyGradient {
   Tensor targets;  // R
   int64_t first_row = 0;
   Tensor log_sum_exp, weights;  // R
+};
+
+// Where tokens(t) is negative: tokens(t) = drawn(-1 - tokens(t)), the token that a row of the step before
+// drew while this step was being planned.
+struct FillInTokens {
+  Tensor tokens;  // T
+  Tensor drawn;   // R of the step before
+};
+
+// out(rows(i), ...) = 0.
+struct ClearRows {
+  Tensor rows;  // N
+  Tensor out;   // a matrix of 4-byte numbers
 };
 
 // Sets the bit of token tokens(t) in row slots(t) of the bitmap; a negative slot is skipped.
@@ -202,11 +246,14 @@ struct MarkSeen {
 // Draws one token a row. Order as in vLLM and Transformers: repetition penalty over the seen tokens (positive
 // logits divided, negative multiplied), temperature, top-k, top-p; then the inverse of the cumulated
 // probabilities at uniform_at(stream, position) in order of token id. Temperature 0: the first largest logit.
+// A row with a slot sets the bit of the token it drew; the slots of one call differ. Logits with NaN or
+// +infinity, or nothing finite, cannot be drawn from: on hosts an exception says so; on a GPU the row's token
+// is -1 instead of an exception (also for a temperature or penalty out of range), and no bit is set.
 // logits is scratch after.
 struct Sample {
-  Tensor logits;                             // R, V (whole vocabulary)
+  Tensor logits;                             // R, V (whole vocabulary), f32
   Tensor seen;                               // slots, ceil(V / 32), u32
-  Tensor slots;                              // R: row of `seen`; negative: no penalty
+  Tensor slots;                              // R: row of `seen`; negative: no penalty, nothing is set
   Tensor temperature, top_p, penalty;        // R, f32
   Tensor top_k;                              // R, i32; 0: off
   Tensor stream_low, stream_high, position;  // R, u32: the address of the draw
@@ -232,9 +279,9 @@ struct SumOfSquares {  // *result += sum of x^2, in double; returns when the val
 // clang-format off
 #define SL_FOR_EACH_OP(DO) \
   DO(Gemm) DO(Embedding) DO(EmbeddingBackward) DO(AddRmsNorm) DO(RmsNormBackward) DO(Rope) \
-  DO(StoreKv) DO(PagedAttention) DO(PackedAttention) DO(PackedAttentionBackward) DO(SwiGlu) \
-  DO(SwiGluBackward) DO(Lora) DO(GatherRows) DO(ScatterAddRows) DO(Copy) DO(Add) DO(Fill) \
-  DO(CrossEntropyStats) DO(CrossEntropyGradient) DO(MarkSeen) DO(Sample) DO(AdamW) \
+  DO(RopeStoreKv) DO(PlanPagedAttention) DO(PagedAttention) DO(PackedAttention) DO(PackedAttentionBackward) DO(SwiGlu) \
+  DO(SwiGluBackward) DO(Lora) DO(GatherRows) DO(ScatterAddRows) DO(Copy) DO(Add) DO(Fill) DO(FillUniform) \
+  DO(CrossEntropyStats) DO(CrossEntropyGradient) DO(FillInTokens) DO(ClearRows) DO(MarkSeen) DO(Sample) DO(AdamW) \
   DO(SumOfSquares)
 // clang-format on
 

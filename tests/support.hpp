@@ -1,20 +1,17 @@
-// What tests of numbers share: tolerances by one rule, tensors between guard zones, random numbers from fixed
-// seeds, gradients by finite differences.
+// What tests of numbers share: tolerances by one rule, random numbers from fixed seeds, gradients by finite
+// differences.
 #pragma once
 
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <concepts>
-#include <cstring>
+#include <cstdint>
 #include <functional>
 #include <limits>
 #include <random>
-#include <span>
 #include <vector>
 
-#include "core/buffer.hpp"
-#include "core/context.hpp"
+#include "core/tensor.hpp"
 
 namespace sl::test {
 
@@ -39,6 +36,13 @@ double relative_error(const std::vector<Actual>& actual, const std::vector<Expec
 inline double tolerance(int64_t n_terms) {
   constexpr double constant = 4.0;
   return constant * std::sqrt(static_cast<double>(n_terms)) * std::numeric_limits<float>::epsilon();
+}
+
+// The same where results are stored as `rounded_to`: 2^-8 for a rounding to bf16, twice what a number
+// suffers. `roundings` counts those on the way too, as of a gradient that passes through stored
+// probabilities.
+inline double tolerance(int64_t n_terms, DType rounded_to, int roundings = 1) {
+  return tolerance(n_terms) + (rounded_to == DType::bf16 ? roundings * 0x1p-8 : 0.0);
 }
 
 // Standard normal numbers, times `scale`.
@@ -78,94 +82,5 @@ inline std::vector<double> finite_differences(
   }
   return gradient;
 }
-
-// A tensor on a device that lies in the middle of NaN: whoever reads outside it gets NaN, whoever writes
-// outside it is found by surroundings_untouched(). A matrix may have a gap of more NaN after each row.
-template <typename T>
-class Guarded {
- public:
-  Guarded(Device device, std::initializer_list<int64_t> shape) : Guarded(device, shape, 0) {}
-  // A template, so that one value in braces is not taken for a gap.
-  template <std::integral Gap>
-  Guarded(Device device, std::initializer_list<int64_t> shape, Gap gap)
-      : buffer_(device, bytes_of(shape, gap), "guarded test tensor") {
-    const std::vector<uint32_t> pattern(static_cast<size_t>(buffer_.bytes() / 4), nan_pattern);
-    copy_to_device(whole(), pattern.data(), buffer_.bytes());
-    T* first = static_cast<T*>(buffer_.data()) + guard;
-    tensor_ = Tensor(first, dtype_of<T>(), device, shape);
-    if (gap > 0) {
-      const int64_t rows = tensor_.rows(), columns = tensor_.columns();
-      tensor_ = Tensor(first, dtype_of<T>(), device, {rows, columns + gap}).columns(0, columns);
-    }
-  }
-  Guarded(Device device, std::initializer_list<int64_t> shape, const std::vector<T>& values, int64_t gap = 0)
-      : Guarded(device, shape, gap) {
-    write(values);
-  }
-
-  const Tensor& tensor() const { return tensor_; }
-  operator const Tensor&() const { return tensor_; }
-
-  void write(const std::vector<T>& values) {
-    ASSERT_EQ(static_cast<int64_t>(values.size()), tensor_.size());
-    if (tensor_.contiguous()) return upload<T>(tensor_, std::span(values));
-    const int64_t width = tensor_.columns();
-    for (int64_t row = 0; row < tensor_.rows(); ++row)
-      upload<T>(tensor_.rows(row, row + 1),
-                std::span(values).subspan(static_cast<size_t>(row * width), static_cast<size_t>(width)));
-  }
-
-  std::vector<T> read() const {
-    if (tensor_.contiguous()) return download<T>(tensor_);
-    std::vector<T> values;
-    for (int64_t row = 0; row < tensor_.rows(); ++row) {
-      const std::vector<T> part = download<T>(tensor_.rows(row, row + 1));
-      values.insert(values.end(), part.begin(), part.end());
-    }
-    return values;
-  }
-
-  bool surroundings_untouched() const {
-    std::vector<uint32_t> all(static_cast<size_t>(buffer_.bytes() / 4));
-    copy_to_host(all.data(), whole(), buffer_.bytes());
-    const int64_t rows = tensor_.rows(), stride = tensor_.row_stride();
-    const int64_t width = tensor_.size() / std::max<int64_t>(rows, 1);
-    for (int64_t i = 0; i < static_cast<int64_t>(all.size()); ++i) {
-      const int64_t at = i - guard;
-      const bool inside = at >= 0 && stride > 0 && at / stride < rows && at % stride < width;
-      if (!inside && all[static_cast<size_t>(i)] != nan_pattern) return false;
-    }
-    return true;
-  }
-
- private:
-  static constexpr int64_t guard = 64;
-  static constexpr uint32_t nan_pattern = 0x7FC12345;
-
-  static int64_t bytes_of(std::initializer_list<int64_t> shape, int64_t gap) {
-    int64_t width = 1;
-    for (const int64_t* dim = shape.begin() + 1; dim < shape.end(); ++dim) width *= *dim;
-    return (*shape.begin() * (width + gap) + 2 * guard) * 4;
-  }
-  Tensor whole() const { return {buffer_.data(), DType::u32, buffer_.device(), {buffer_.bytes() / 4}}; }
-
-  Buffer buffer_;
-  Tensor tensor_;
-};
-
-// Tests of operations run on host memory, and on the debug device, which finds host/device mix-ups.
-class OnDevices : public ::testing::TestWithParam<Device> {
- protected:
-  Device device() const { return GetParam(); }
-  Context context() const { return {.device = device()}; }
-  Context deterministic() const { return {.device = device(), .deterministic = true}; }
-};
-
-inline std::string device_name(const ::testing::TestParamInfo<Device>& info) {
-  return std::string(name_of(info.param));
-}
-
-#define SL_ON_DEVICES(Suite) \
-  INSTANTIATE_TEST_SUITE_P(Devices, Suite, ::testing::Values(Device::cpu, Device::debug), device_name)
 
 }  // namespace sl::test

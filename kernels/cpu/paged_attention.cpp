@@ -92,6 +92,10 @@ void attend(const PagedAttention& op, const Block& block, int64_t kv_head, Works
 
 }  // namespace
 
+// Every launch cuts its batch anew: blocks of rows are all there is to decide.
+template <>
+void launch<Device::cpu>(const Context&, const PlanPagedAttention&) {}
+
 template <>
 void launch<Device::cpu>(const Context& context, const PagedAttention& op) {
   require(op.key_pages.rank() == 4, "PagedAttention: key_pages is not P, K, G, D");

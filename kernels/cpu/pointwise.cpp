@@ -1,7 +1,8 @@
-// Operations element by element: the gated activation and its gradient, copy, addition, fill.
+// Operations element by element: the gated activation and its gradient, copy, addition, fills.
 #include <algorithm>
 #include <string>
 
+#include "core/rng.hpp"
 #include "kernels/cpu/fast_exp.hpp"
 #include "kernels/cpu/rows.hpp"
 #include "kernels/ops.hpp"
@@ -108,6 +109,27 @@ void launch<Device::cpu>(const Context& context, const Fill& op) {
   const Flat flat = flatten(op.out, op.out.contiguous());
   const Rows out = rows_of(op.out);
   for (int64_t row = 0; row < flat.rows; ++row) std::fill_n(out[row], flat.width, op.value);
+}
+
+template <>
+void launch<Device::cpu>(const Context& context, const FillUniform& op) {
+  require(op.out.device() == context.device && op.out.defined(), "FillUniform: out is missing or elsewhere");
+  const Flat flat = flatten(op.out, op.out.contiguous());
+  const Rows out = rows_of(op.out);
+  const int64_t size = flat.rows * flat.width;
+  const std::array<uint32_t, 2> key = {static_cast<uint32_t>(op.stream),
+                                       static_cast<uint32_t>(op.stream >> 32)};
+  // Four numbers a block of Philox, counted through all rows.
+#pragma omp parallel for if (size > parallel_floats)
+  for (int64_t begin = 0; begin < size; begin += 4) {
+    const auto block = static_cast<uint64_t>(begin / 4);
+    const auto draws =
+        philox4x32({static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), 0, 0}, key);
+    for (int64_t i = begin; i < std::min(begin + 4, size); ++i) {
+      const float uniform = static_cast<float>(draws[static_cast<size_t>(i - begin)] >> 8) * 0x1.0p-24F;
+      out[i / flat.width][i % flat.width] = op.width * (2.0F * uniform - 1.0F);
+    }
+  }
 }
 
 }  // namespace sl

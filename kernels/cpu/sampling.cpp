@@ -218,6 +218,10 @@ int32_t draw(const Sample& op, int64_t row, Workspace& work) {
   return last_possible;
 }
 
+void set_bit(const Tensor& seen, int64_t slot, int32_t token) {
+  seen.data<uint32_t>()[slot * seen.row_stride() + token / 32] |= uint32_t{1} << (token % 32);
+}
+
 void check_values(const Sample& op, int64_t rows, int64_t vocabulary) {
   const int32_t *banned = op.banned.data<int32_t>(), *slots = op.slots.data<int32_t>();
   for (int64_t i = 0; i < op.banned.dim(0); ++i)
@@ -238,12 +242,11 @@ void launch<Device::cpu>(const Context& context, const MarkSeen& op) {
                                   {"slots", op.slots, "T", DType::i32},
                                   {"seen", op.seen, "SW", DType::u32}});
   const int32_t *tokens = op.tokens.data<int32_t>(), *slots = op.slots.data<int32_t>();
-  uint32_t* seen = op.seen.data<uint32_t>();
   for (int64_t t = 0; t < dims['T']; ++t) {
     if (slots[t] < 0) continue;
     require(slots[t] < dims['S'], "MarkSeen: a slot outside the bitmap");
     require(tokens[t] >= 0 && tokens[t] / 32 < dims['W'], "MarkSeen: a token outside the bitmap");
-    seen[slots[t] * op.seen.row_stride() + tokens[t] / 32] |= uint32_t{1} << (tokens[t] % 32);
+    set_bit(op.seen, slots[t], tokens[t]);
   }
 }
 
@@ -277,6 +280,10 @@ void launch<Device::cpu>(const Context& context, const Sample& op) {
   // An exception may not leave a parallel loop.
   if (unusable >= 0)
     throw BugError("Sample: the logits of row " + std::to_string(unusable) + " have NaN, or nothing finite");
+  for (int64_t row = 0; row < rows; ++row) {
+    const int32_t slot = op.slots.data<int32_t>()[row];
+    if (slot >= 0) set_bit(op.seen, slot, out[row]);
+  }
 }
 
 }  // namespace sl

@@ -4,10 +4,13 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <mutex>
 #include <utility>
+
+#include "core/device_memory.hpp"
 
 namespace sl {
 namespace {
@@ -34,7 +37,7 @@ void protect_debug_pages(const Registry& all, int protection) {
 }
 
 void* allocate(Device device, int64_t bytes, const std::string& name) {
-  if (device == Device::cuda) throw BugError("this build has no CUDA device memory");
+  if (device == Device::cuda) return allocate_device(bytes, name);
   // Both host kinds come from mmap: zeroed, page-aligned, and given back to the system when freed.
   void* data =
       mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -62,7 +65,11 @@ Buffer::~Buffer() {
     std::lock_guard lock(all.mutex);
     all.live.erase(data_);
   }
-  munmap(data_, static_cast<size_t>(bytes_));
+  if (device_ == Device::cuda) {
+    free_device(data_);
+  } else {
+    munmap(data_, static_cast<size_t>(bytes_));
+  }
 }
 
 Buffer::Buffer(Buffer&& other) noexcept
@@ -76,6 +83,24 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(bytes_, other.bytes_);
   std::swap(device_, other.device_);
   std::swap(name_, other.name_);
+  return *this;
+}
+
+HostBuffer::HostBuffer(Device device, int64_t bytes, const std::string& name)
+    : data_(device == Device::cuda ? allocate_pinned(bytes, name) : std::malloc(static_cast<size_t>(bytes))),
+      pinned_(device == Device::cuda) {
+  if (data_ == nullptr && bytes > 0)
+    throw SystemError("allocation of " + std::to_string(bytes) + " bytes", name, ENOMEM);
+}
+
+HostBuffer::~HostBuffer() { pinned_ ? free_pinned(data_) : std::free(data_); }
+
+HostBuffer::HostBuffer(HostBuffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), pinned_(other.pinned_) {}
+
+HostBuffer& HostBuffer::operator=(HostBuffer&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(pinned_, other.pinned_);
   return *this;
 }
 
@@ -115,14 +140,35 @@ std::vector<MemoryEntry> memory_table() {
 
 void copy_to_device(const Tensor& device, const void* host, int64_t bytes) {
   require(device.contiguous() && bytes == device.bytes(), "copy does not fit " + device.describe());
+  if (bytes == 0) return;
+  if (device.device() == Device::cuda) return copy_host_to_device(device.raw(), host, bytes);
   DeviceTurn turn(device.device());
-  if (bytes > 0) std::memcpy(device.raw(), host, static_cast<size_t>(bytes));
+  std::memcpy(device.raw(), host, static_cast<size_t>(bytes));
 }
 
 void copy_to_host(void* host, const Tensor& device, int64_t bytes) {
   require(device.contiguous() && bytes == device.bytes(), "copy does not fit " + device.describe());
+  if (bytes == 0) return;
+  if (device.device() == Device::cuda) return copy_device_to_host(host, device.raw(), bytes);
   DeviceTurn turn(device.device());
-  if (bytes > 0) std::memcpy(host, device.raw(), static_cast<size_t>(bytes));
+  std::memcpy(host, device.raw(), static_cast<size_t>(bytes));
+}
+
+void upload_floats(const Tensor& device, std::span<const float> host) {
+  if (device.dtype() == DType::f32) return upload(device, host);
+  std::vector<Bf16> rounded(host.size());
+  const auto count = static_cast<int64_t>(host.size());
+#pragma omp parallel for if (count > 1 << 16)
+  for (int64_t i = 0; i < count; ++i) rounded[static_cast<size_t>(i)] = Bf16(host[static_cast<size_t>(i)]);
+  upload(device, std::span<const Bf16>(rounded));
+}
+
+std::vector<float> download_floats(const Tensor& device) {
+  if (device.dtype() == DType::f32) return download<float>(device);
+  const std::vector<Bf16> rounded = download<Bf16>(device);
+  std::vector<float> host(rounded.size());
+  std::ranges::transform(rounded, host.begin(), [](Bf16 value) { return static_cast<float>(value); });
+  return host;
 }
 
 DeviceTurn::DeviceTurn(Device device) : debug_(device == Device::debug) {

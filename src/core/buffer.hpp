@@ -2,6 +2,7 @@
 // Buffer. Copies between host and device memory go through copy_to_device and copy_to_host, on every device.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <span>
@@ -35,6 +36,25 @@ class Buffer {
   std::string name_;
 };
 
+// Host memory to copy from and to a device: page-locked when that is a GPU, so that copies need not wait.
+// Contents undefined at first. SystemError naming `name` when there is not enough.
+class HostBuffer {
+ public:
+  HostBuffer() = default;
+  HostBuffer(Device device, int64_t bytes, const std::string& name);
+  ~HostBuffer();
+  HostBuffer(HostBuffer&& other) noexcept;
+  HostBuffer& operator=(HostBuffer&& other) noexcept;
+  HostBuffer(const HostBuffer&) = delete;
+  HostBuffer& operator=(const HostBuffer&) = delete;
+
+  std::byte* data() const { return static_cast<std::byte*>(data_); }
+
+ private:
+  void* data_ = nullptr;
+  bool pinned_ = false;
+};
+
 // Bump allocator over one Buffer. Everything taken after mark() is given back by release(mark).
 class Arena {
  public:
@@ -66,6 +86,10 @@ std::vector<MemoryEntry> memory_table();
 // Whole-tensor copies; sizes and dtypes must match, tensors must be dense. They return when the copy is done.
 void copy_to_device(const Tensor& device, const void* host, int64_t bytes);
 void copy_to_host(void* host, const Tensor& device, int64_t bytes);
+
+// Floats into a tensor of a float dtype, rounded to it; and back.
+void upload_floats(const Tensor& device, std::span<const float> host);
+std::vector<float> download_floats(const Tensor& device);
 
 template <typename T>
 void upload(const Tensor& device, std::span<const T> host) {

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <type_traits>
 
+#include "core/bf16.hpp"
 #include "core/error.hpp"
 
 namespace sl {
@@ -20,6 +21,13 @@ enum class DType : uint8_t { f32, bf16, i32, u32 };
 // operations; operations run on the CPU. cuda: device memory.
 enum class Device : uint8_t { cpu, debug, cuda };
 
+// Where tensors are, and of which dtype their numbers.
+struct Placement {
+  Placement(Device place_device, DType place_dtype = DType::f32) : device(place_device), dtype(place_dtype) {}
+  Device device;
+  DType dtype;
+};
+
 int64_t size_of(DType dtype);
 std::string_view name_of(DType dtype);
 std::string_view name_of(Device device);
@@ -28,6 +36,8 @@ template <typename T>
 constexpr DType dtype_of() {
   if constexpr (std::is_same_v<std::remove_const_t<T>, float>) {
     return DType::f32;
+  } else if constexpr (std::is_same_v<std::remove_const_t<T>, Bf16>) {
+    return DType::bf16;
   } else if constexpr (std::is_same_v<std::remove_const_t<T>, int32_t>) {
     return DType::i32;
   } else {

@@ -19,10 +19,12 @@ class Communicator {
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
+  // Collectives on device tensors are sent like operations, in order, and do not wait for the host.
+  virtual bool in_stream() const { return false; }
 
   // All ranks receive the same bits.
-  virtual void all_reduce_sum(const Tensor& tensor) = 0;  // f32, dense
-  virtual void all_reduce_max(const Tensor& tensor) = 0;  // f32, dense
+  virtual void all_reduce_sum(const Tensor& tensor) = 0;  // f32 or bf16, dense
+  virtual void all_reduce_max(const Tensor& tensor) = 0;  // f32 or bf16, dense
   // out (size, part...) receives every rank's `part`, in rank order; both dense, any dtype. `part` may be the
   // rank's own place in `out`, but must not overlap it otherwise.
   virtual void all_gather(const Tensor& part, const Tensor& out) = 0;

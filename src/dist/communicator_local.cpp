@@ -1,4 +1,5 @@
-#include <cstring>
+#include <cstddef>
+#include <vector>
 
 #include "core/buffer.hpp"
 #include "dist/communicator.hpp"
@@ -11,16 +12,17 @@ class LocalCommunicator : public Communicator {
  public:
   int rank() const override { return 0; }
   int size() const override { return 1; }
+  bool in_stream() const override { return true; }
   void all_reduce_sum(const Tensor& tensor) override { check(tensor); }
   void all_reduce_max(const Tensor& tensor) override { check(tensor); }
   void all_gather(const Tensor& part, const Tensor& out) override {
     require(part.contiguous() && out.contiguous() && part.dtype() == out.dtype() &&
                 part.device() == out.device() && part.size() == out.size(),
             "all_gather of " + part.describe() + " from 1 rank into " + out.describe());
-    require(part.device() != Device::cuda, "all_gather of " + part.describe() + " without NCCL");
     if (part.raw() == out.raw()) return;
-    DeviceTurn turn(part.device());
-    std::memcpy(out.raw(), part.raw(), static_cast<size_t>(part.bytes()));
+    std::vector<std::byte> bytes(static_cast<size_t>(part.bytes()));
+    copy_to_host(bytes.data(), part, part.bytes());
+    copy_to_device(out, bytes.data(), out.bytes());
   }
   void broadcast(std::span<std::byte>, int root) override {
     require(root == 0, "broadcast from a rank outside the group");
@@ -32,7 +34,8 @@ class LocalCommunicator : public Communicator {
 
  private:
   static void check(const Tensor& tensor) {
-    require(tensor.contiguous() && tensor.dtype() == DType::f32, "all_reduce of " + tensor.describe());
+    require(tensor.contiguous() && (tensor.dtype() == DType::f32 || tensor.dtype() == DType::bf16),
+            "all_reduce of " + tensor.describe());
   }
 };
 

@@ -50,20 +50,29 @@ void MpiCommunicator::all_gather(const Tensor& part, const Tensor& out) {
               part.device() == out.device() && out.size() == part.size() * size_,
           "all_gather of " + part.describe() + " from " + std::to_string(size_) + " ranks into " +
               out.describe());
-  require(part.device() != Device::cuda, "all_gather of " + part.describe() + " through host MPI");
-  DeviceTurn turn(part.device());
-  const int64_t bytes = part.bytes();
-  auto* place = static_cast<std::byte*>(out.raw());
-  std::byte* own = place + rank_ * bytes;
-  if (bytes <= piece_) {
-    const auto count = static_cast<int>(bytes);
-    const void* source = part.raw() == own ? MPI_IN_PLACE : part.raw();
-    check_mpi(MPI_Allgather(source, count, MPI_BYTE, place, count, MPI_BYTE, comm_), "MPI_Allgather");
+  if (part.device() == Device::cuda) {  // through the host
+    const int64_t bytes = part.bytes();
+    std::vector<std::byte> all(static_cast<size_t>(out.bytes()));
+    copy_to_host(all.data() + rank_ * bytes, part, bytes);
+    gather_bytes(all.data() + rank_ * bytes, all.data(), bytes);
+    copy_to_device(out, all.data(), out.bytes());
     return;
   }
-  if (part.raw() != own) std::memcpy(own, part.raw(), static_cast<size_t>(bytes));
+  DeviceTurn turn(part.device());
+  gather_bytes(static_cast<const std::byte*>(part.raw()), static_cast<std::byte*>(out.raw()), part.bytes());
+}
+
+void MpiCommunicator::gather_bytes(const std::byte* part, std::byte* out, int64_t bytes) {
+  std::byte* own = out + rank_ * bytes;
+  if (bytes <= piece_) {
+    const auto count = static_cast<int>(bytes);
+    const void* source = part == own ? MPI_IN_PLACE : part;
+    check_mpi(MPI_Allgather(source, count, MPI_BYTE, out, count, MPI_BYTE, comm_), "MPI_Allgather");
+    return;
+  }
+  if (part != own) std::memcpy(own, part, static_cast<size_t>(bytes));
   for (int rank = 0; rank < size_; ++rank) {
-    broadcast(std::span(place + rank * bytes, static_cast<size_t>(bytes)), rank);
+    broadcast(std::span(out + rank * bytes, static_cast<size_t>(bytes)), rank);
   }
 }
 
@@ -105,8 +114,15 @@ std::vector<std::string> MpiCommunicator::all_gather(const std::string& part) {
 void MpiCommunicator::barrier() { check_mpi(MPI_Barrier(comm_), "MPI_Barrier"); }
 
 void MpiCommunicator::reduce(const Tensor& tensor, MPI_Op operation) {
-  require(tensor.contiguous() && tensor.dtype() == DType::f32, "all_reduce of " + tensor.describe());
-  require(tensor.device() != Device::cuda, "all_reduce of " + tensor.describe() + " through host MPI");
+  const bool host_floats = tensor.device() != Device::cuda && tensor.dtype() == DType::f32;
+  require(tensor.contiguous() && (tensor.dtype() == DType::f32 || tensor.dtype() == DType::bf16),
+          "all_reduce of " + tensor.describe());
+  if (!host_floats) {  // through the host, in f32
+    std::vector<float> values = download_floats(tensor);
+    reduce_in_pieces(values.data(), tensor.size(), piece_, MPI_FLOAT, operation, comm_);
+    upload_floats(tensor, values);
+    return;
+  }
   DeviceTurn turn(tensor.device());
   reduce_in_pieces(tensor.data<float>(), tensor.size(), piece_, MPI_FLOAT, operation, comm_);
 }

@@ -46,6 +46,7 @@ class MpiCommunicator : public Communicator {
 
  private:
   void reduce(const Tensor& tensor, MPI_Op operation);
+  void gather_bytes(const std::byte* part, std::byte* out, int64_t bytes);
 
   MPI_Comm comm_;
   int64_t piece_;

@@ -30,7 +30,7 @@ Adapter starting_adapter(const Session& session, int64_t iteration, Role role) {
   const std::string name(role_name(role));
   if (iteration > 1) return session.model.adapter_from(session.folder.adapter(iteration - 1, name));
   Adapter fresh(session.model.config(), session.model.shard(), session.method.training.lora,
-                session.model.transformer().context.device, "adapter");
+                session.model.transformer().context.storage_place(), "adapter");
   initialise(fresh, stream_of(draw_address(session.method, iteration, StageId::training,
                                            static_cast<int64_t>(role))));
   return fresh;

@@ -97,28 +97,28 @@ std::string_view module_name(Projection projection) {
   throw BugError("unknown projection");
 }
 
-Adapter::Adapter(const ModelConfig& config, const Shard& shard, LoraShape shape, Device device,
+Adapter::Adapter(const ModelConfig& config, const Shard& shard, LoraShape shape, Placement place,
                  const std::string& name)
     : shape_(shape), layers_(static_cast<size_t>(config.layers)) {
   int64_t bytes = 0;
   for (Projection projection : all_projections) {
     const Dimensions d = dimensions_of(config, shard, projection);
-    bytes += Arena::bytes_for(DType::f32, {shape.rank, d.in.size()}) +
-             Arena::bytes_for(DType::f32, {d.out.size(), shape.rank});
+    bytes += Arena::bytes_for(place.dtype, {shape.rank, d.in.size()}) +
+             Arena::bytes_for(place.dtype, {d.out.size(), shape.rank});
   }
-  buffer_ = Buffer(device, bytes * config.layers, name);
+  buffer_ = Buffer(place.device, bytes * config.layers, name);
   char* next = static_cast<char*>(buffer_.data());
-  const auto place = [&](std::initializer_list<int64_t> tensor_shape) {
-    Tensor tensor(next, DType::f32, device, tensor_shape);
-    next += Arena::bytes_for(DType::f32, tensor_shape);
+  const auto next_tensor = [&](std::initializer_list<int64_t> tensor_shape) {
+    Tensor tensor(next, place.dtype, place.device, tensor_shape);
+    next += Arena::bytes_for(place.dtype, tensor_shape);
     return tensor;
   };
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     for (Projection projection : all_projections) {
       const Dimensions d = dimensions_of(config, shard, projection);
       LoraPair& pair = layers_[static_cast<size_t>(layer)][static_cast<size_t>(projection)];
-      pair.a = place({shape.rank, d.in.size()});
-      pair.b = place({d.out.size(), shape.rank});
+      pair.a = next_tensor({shape.rank, d.in.size()});
+      pair.b = next_tensor({d.out.size(), shape.rank});
       const std::string module =
           fmt::format("base_model.model.model.layers.{}.{}", layer, module_name(projection));
       tensors_.push_back({module + ".lora_A.weight",
@@ -143,7 +143,8 @@ const LoraPair& Adapter::pair(int64_t layer, Projection projection) const {
 }
 
 Tensor Adapter::flat() const {
-  return {buffer_.data(), DType::f32, buffer_.device(), {buffer_.bytes() / size_of(DType::f32)}};
+  const DType dtype = tensors_.front().local.dtype();
+  return {buffer_.data(), dtype, buffer_.device(), {buffer_.bytes() / size_of(dtype)}};
 }
 
 void initialise(Adapter& adapter, uint64_t seed) {
@@ -160,10 +161,10 @@ void initialise(Adapter& adapter, uint64_t seed) {
 }
 
 Adapter load_adapter(const std::string& folder, const ModelConfig& config, const Shard& shard,
-                     Device device) {
+                     Placement place) {
   const json content = read_adapter_config(folder + "/adapter_config.json");
   const LoraShape shape{content["r"].get<int64_t>(), content["lora_alpha"].get<float>()};
-  Adapter adapter(config, shard, shape, device, "adapter");
+  Adapter adapter(config, shard, shape, place, "adapter");
   const std::string path = folder + "/adapter_model.safetensors";
   const auto file = open_safetensors(path);
   size_t found = 0;

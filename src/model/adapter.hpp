@@ -32,7 +32,7 @@ struct LoraPair {
 class Adapter {
  public:
   // All zeros (a gradient, or a moment); `initialise` makes it a fresh adapter.
-  Adapter(const ModelConfig& config, const Shard& shard, LoraShape shape, Device device,
+  Adapter(const ModelConfig& config, const Shard& shard, LoraShape shape, Placement place,
           const std::string& name);
 
   const LoraShape& shape() const { return shape_; }
@@ -55,7 +55,8 @@ void initialise(Adapter& adapter, uint64_t seed);
 
 // Adapter folder: adapter_model.safetensors + adapter_config.json. Reading takes PEFT adapters of type LORA
 // on Linear layers with one rank for all modules; modules that are absent stay zero. InputError otherwise.
-Adapter load_adapter(const std::string& folder, const ModelConfig& config, const Shard& shard, Device device);
+Adapter load_adapter(const std::string& folder, const ModelConfig& config, const Shard& shard,
+                     Placement place);
 // Collective over the tensor-parallel group; its rank 0 writes when `writer`. `base` is the name of the base
 // model.
 void save_adapter(const Adapter& adapter, const std::string& folder, const std::string& base, bool writer,

@@ -33,10 +33,10 @@ void TrainingPass::head_chunk(int64_t begin, int64_t end, const Trainable* gradi
   const int64_t mark = arena_.mark();
   const Tensor rows = target_rows_.rows(begin, end);
   const Tensor targets = target_tokens_.rows(begin, end);
-  const Tensor x = take(count, hidden);
+  const Tensor x = take_f32(count, hidden);
   run(context, GatherRows{.x = residual(model_.config->layers), .indices = rows, .out = x});
   const Tensor normed = normalised(x, weights.final_norm);
-  const Tensor logits = take(count, vocabulary_);
+  const Tensor logits = take_f32(count, vocabulary_);
   linear(context, normed, weights.head, logits);
   const Tensor normaliser = log_sum_exp(logits, targets, begin);
   if (gradients != nullptr) {
@@ -50,7 +50,7 @@ void TrainingPass::head_chunk(int64_t begin, int64_t end, const Trainable* gradi
     const Tensor grad_normed = take(count, hidden);
     linear_input_gradient(context, logits, weights.head, grad_normed);
     reduce(grad_normed);
-    const Tensor grad_x = take(count, hidden);
+    const Tensor grad_x = take_f32(count, hidden);
     run(context, Fill{grad_x, 0.0F});
     run(context, RmsNormBackward{.x = x,
                                  .weight = weights.final_norm,

@@ -10,36 +10,17 @@ namespace {
 // The largest low-rank product a batch makes; adapters of higher rank are refused where they are loaded.
 constexpr int64_t max_lora_rank = 256;
 
-// Index arrays of a batch, on the device.
-struct DeviceBatch {
-  DeviceBatch(const Batch& batch, Arena& arena) {
-    const auto place = [&](const std::vector<int32_t>& host) {
-      const Tensor tensor = arena.take(DType::i32, {static_cast<int64_t>(host.size())});
-      upload(tensor, std::span(host));
-      return tensor;
-    };
-    tokens = place(batch.tokens);
-    positions = place(batch.positions);
-    slots = place(batch.slots);
-    query_offsets = place(batch.query_offsets);
-    context_lengths = place(batch.context_lengths);
-    page_tables = place(batch.page_tables).reshaped({batch.sequences(), batch.pages_per_sequence});
-    output_rows = place(batch.output_rows);
-  }
-  Tensor tokens, positions, slots, query_offsets, context_lengths, page_tables, output_rows;
-};
-
 // Activations of one batch; the arena is sized by the same declarations.
 struct Activations {
-  Activations(const ModelConfig& config, const Shard& shard, int64_t rows, auto&& take) {
+  Activations(const ModelConfig& config, const Shard& shard, DType storage, int64_t rows, auto&& take) {
     const int64_t queries = shard.query_heads.size() * config.head_dim;
     residual = take(DType::f32, {rows, config.hidden});
-    delta = take(DType::f32, {rows, config.hidden});
-    normed = take(DType::f32, {rows, config.hidden});
-    qkv = take(DType::f32, {rows, queries + 2 * shard.key_heads.size() * config.head_dim});
-    attention = take(DType::f32, {rows, queries});
-    gate_up = take(DType::f32, {rows, 2 * shard.ffn.size()});
-    ffn = take(DType::f32, {rows, shard.ffn.size()});
+    delta = take(storage, {rows, config.hidden});
+    normed = take(storage, {rows, config.hidden});
+    qkv = take(storage, {rows, queries + 2 * shard.key_heads.size() * config.head_dim});
+    attention = take(storage, {rows, queries});
+    gate_up = take(storage, {rows, 2 * shard.ffn.size()});
+    ffn = take(storage, {rows, shard.ffn.size()});
     low_rank = take(DType::f32, {rows, max_lora_rank});
   }
   Tensor residual, delta, normed, qkv, attention, gate_up, ffn, low_rank;
@@ -52,58 +33,89 @@ int64_t largest_vocabulary_share(const ModelConfig& config, int tp) {
   return largest;
 }
 
-int64_t arena_bytes(const Transformer& model, int64_t rows, int64_t outputs, int64_t page_entries) {
+AttentionWorkspace workspace_of(const Transformer& model, int64_t rows, int64_t sequences,
+                                int64_t positions) {
+  return attention_workspace(model.context.device, rows, sequences, positions,
+                             model.shard->query_heads.size(), model.shard->key_heads.size(),
+                             model.config->head_dim);
+}
+
+int64_t arena_bytes(const Transformer& model, const InferenceLimits& limits) {
   const ModelConfig& config = *model.config;
+  const DType storage = model.context.storage;
   int64_t bytes = 0;
   const auto count = [&](DType dtype, std::initializer_list<int64_t> shape) {
     bytes += Arena::bytes_for(dtype, shape);
     return Tensor(nullptr, dtype, model.context.device, shape);
   };
-  const Activations activations(config, *model.shard, rows, count);
-  for (int i = 0; i < 5; ++i) count(DType::i32, {rows + 1});  // index arrays of rows and sequences
-  count(DType::i32, {outputs});
-  count(DType::i32, {page_entries});
-  for (int i = 0; i < 3; ++i) count(DType::f32, {outputs, config.hidden});
+  const Activations activations(config, *model.shard, storage, limits.rows, count);
+  const AttentionWorkspace workspace =
+      workspace_of(model, limits.rows, limits.sequences, limits.pages_per_sequence * limits.tokens_per_page);
+  count(DType::i32, {workspace.plan});
+  count(DType::f32, {workspace.scratch});
+  count(DType::f32, {limits.outputs, config.hidden});
+  for (int i = 0; i < 2; ++i) count(storage, {limits.outputs, config.hidden});
   const int tp = model.shard->tp;
-  count(DType::f32, {outputs, config.vocabulary});
-  if (tp > 1) count(DType::f32, {(tp + 1) * outputs, largest_vocabulary_share(config, tp)});
-  for (int i = 0; i < 16; ++i)
-    count(DType::i32, {std::max<int64_t>(outputs, 64)});  // the caller's sampling arrays
-  for (int i = 0; i < 2; ++i) count(DType::i32, {rows});
+  count(DType::f32, {limits.outputs, config.vocabulary});
+  if (tp > 1) count(DType::f32, {(tp + 1) * limits.outputs, largest_vocabulary_share(config, tp)});
   return bytes;
 }
 
 }  // namespace
 
-KvCache::KvCache(const ModelConfig& config, const Shard& shard, Device device, int64_t pages,
+KvCache::KvCache(const ModelConfig& config, const Shard& shard, Placement place, int64_t pages,
                  int64_t tokens_per_page)
-    : buffer_(device, pages * bytes_per_page(config, shard, tokens_per_page), "KV pages"),
+    : buffer_(place.device, pages * bytes_per_page(config, shard, place.dtype, tokens_per_page), "KV pages"),
       pages_(pages),
       tokens_per_page_(tokens_per_page) {
   const int64_t heads = shard.key_heads.size();
-  const int64_t bytes = pages * heads * tokens_per_page * config.head_dim * size_of(DType::f32);
+  const int64_t bytes = pages * heads * tokens_per_page * config.head_dim * size_of(place.dtype);
   char* next = static_cast<char*>(buffer_.data());
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     for (std::vector<Tensor>* part : {&keys_, &values_}) {
-      part->emplace_back(next, DType::f32, device,
+      part->emplace_back(next, place.dtype, place.device,
                          std::initializer_list<int64_t>{pages, heads, tokens_per_page, config.head_dim});
       next += bytes;
     }
   }
 }
 
-int64_t KvCache::bytes_per_page(const ModelConfig& config, const Shard& shard, int64_t tokens_per_page) {
-  return 2 * config.layers * shard.key_heads.size() * tokens_per_page * config.head_dim * size_of(DType::f32);
+int64_t KvCache::bytes_per_page(const ModelConfig& config, const Shard& shard, DType dtype,
+                                int64_t tokens_per_page) {
+  return 2 * config.layers * shard.key_heads.size() * tokens_per_page * config.head_dim * size_of(dtype);
 }
 
 Tensor KvCache::keys(int64_t layer) const { return keys_[static_cast<size_t>(layer)]; }
 Tensor KvCache::values(int64_t layer) const { return values_[static_cast<size_t>(layer)]; }
 
-Inference::Inference(const Transformer& model, int64_t max_rows, int64_t max_outputs,
-                     int64_t max_page_entries)
+PlacedBatch::PlacedBatch(const Batch& batch, Staging& staging) {
+  const auto place = [&](const std::vector<int32_t>& host) { return staging.place(std::span(host)); };
+  tokens = place(batch.tokens);
+  positions = place(batch.positions);
+  slots = place(batch.slots);
+  query_offsets = place(batch.query_offsets);
+  context_lengths = place(batch.context_lengths);
+  page_tables = place(batch.page_tables).reshaped({batch.sequences(), batch.pages_per_sequence});
+  output_rows = place(batch.output_rows);
+  std::vector<int32_t> used(static_cast<size_t>(batch.rows()), -1);
+  for (const AdapterSegment& segment : batch.segments) {
+    std::fill(used.begin() + segment.row_begin, used.begin() + segment.row_end, segment.adapter);
+  }
+  row_adapters = place(used);
+  adapters = !batch.segments.empty();
+  for (size_t s = 0; s + 1 < batch.query_offsets.size(); ++s) {
+    longest_query = std::max<int64_t>(longest_query, batch.query_offsets[s + 1] - batch.query_offsets[s]);
+  }
+}
+
+int64_t PlacedBatch::staging_bytes(int64_t rows, int64_t outputs, int64_t page_entries) {
+  return 6 * Staging::bytes_for(rows + 1) + Staging::bytes_for(outputs) + Staging::bytes_for(page_entries);
+}
+
+Inference::Inference(const Transformer& model, const InferenceLimits& limits)
     : model_(model),
-      arena_(model.context.device, arena_bytes(model, max_rows, max_outputs, max_page_entries),
-             "activations") {
+      limits_(limits),
+      arena_(model.context.device, arena_bytes(model, limits), "activations") {
   const std::vector<float> frequencies = model.config->rope_frequencies();
   const auto pairs = static_cast<int64_t>(frequencies.size());
   constants_ = Buffer(model.context.device, pairs * size_of(DType::f32), "constants");
@@ -111,36 +123,61 @@ Inference::Inference(const Transformer& model, int64_t max_rows, int64_t max_out
   upload(frequencies_, std::span(frequencies));
 }
 
-Tensor Inference::forward(const Batch& batch, const KvCache& cache,
+int64_t Inference::bytes(const Transformer& model, const InferenceLimits& limits) {
+  return arena_bytes(model, limits);
+}
+
+Tensor Inference::forward(const PlacedBatch& batch, const KvCache& cache,
                           std::span<const Adapter* const> adapters) {
   arena_.release(0);
   return whole_logits(hidden_states(batch, cache, adapters));
 }
 
+Tensor Inference::forward(const Batch& batch, const KvCache& cache,
+                          std::span<const Adapter* const> adapters) {
+  const int64_t bytes = PlacedBatch::staging_bytes(batch.rows(), batch.outputs(),
+                                                   static_cast<int64_t>(batch.page_tables.size()));
+  Staging staging(model_.context, bytes, "batch");
+  const PlacedBatch placed(batch, staging);
+  staging.send();
+  const Tensor logits = forward(placed, cache, adapters);
+  synchronize(model_.context);
+  return logits;
+}
+
 // Final hidden states of the output rows, normalised: (R, H).
-Tensor Inference::hidden_states(const Batch& batch, const KvCache& cache,
+Tensor Inference::hidden_states(const PlacedBatch& batch, const KvCache& cache,
                                 std::span<const Adapter* const> adapters) {
   const Context& context = model_.context;
   const ModelConfig& config = *model_.config;
   const Shard& shard = *model_.shard;
   const Parameters& weights = *model_.parameters;
-  const DeviceBatch on_device(batch, arena_);
-  const Activations a(config, shard, batch.rows(), [&](DType dtype, std::initializer_list<int64_t> shape) {
-    return arena_.take(dtype, shape);
-  });
+  const int64_t rows = batch.tokens.size();
+  const Activations a(
+      config, shard, context.storage, rows,
+      [&](DType dtype, std::initializer_list<int64_t> shape) { return arena_.take(dtype, shape); });
 
   const auto low_rank = [&](const Tensor& x, const Tensor& out, int64_t layer, Projection projection) {
-    if (batch.segments.empty()) return;
-    Lora op{.x = x, .out = out, .segments = {}, .scratch = a.low_rank};
-    for (const AdapterSegment& segment : batch.segments) {
-      const Adapter& adapter = *adapters[static_cast<size_t>(segment.adapter)];
-      const LoraPair& pair = adapter.pair(layer, projection);
-      op.segments.push_back({segment.row_begin, segment.row_end, pair.a, pair.b, adapter.shape().scale()});
+    if (!batch.adapters) return;
+    Lora op{.x = x, .out = out, .row_adapters = batch.row_adapters, .adapters = {}, .scratch = a.low_rank};
+    for (const Adapter* adapter : adapters) {
+      const LoraPair& pair = adapter->pair(layer, projection);
+      op.adapters.push_back({pair.a, pair.b, adapter->shape().scale()});
     }
     run(context, op);
   };
+  // The plan of attention is the same for all layers.
+  const AttentionWorkspace workspace = workspace_of(model_, rows, batch.context_lengths.size(),
+                                                    batch.page_tables.columns() * limits_.tokens_per_page);
+  const Tensor plan = arena_.take(DType::i32, {workspace.plan});
+  const Tensor attention_scratch = arena_.take(DType::f32, {workspace.scratch});
+  run(context, PlanPagedAttention{.query_offsets = batch.query_offsets,
+                                  .context_lengths = batch.context_lengths,
+                                  .query_heads = shard.query_heads.size(),
+                                  .key_heads = shard.key_heads.size(),
+                                  .plan = plan});
 
-  run(context, Embedding{on_device.tokens, weights.embedding, shard.vocabulary.begin, a.residual});
+  run(context, Embedding{batch.tokens, weights.embedding, shard.vocabulary.begin, a.residual});
   model_.tensor_parallel->all_reduce_sum(a.residual);
   const int64_t queries = shard.query_heads.size() * config.head_dim;
   const int64_t keys = shard.key_heads.size() * config.head_dim;
@@ -155,22 +192,25 @@ Tensor Inference::hidden_states(const Batch& batch, const KvCache& cache,
     low_rank(a.normed, a.qkv.columns(0, queries), i, Projection::q);
     low_rank(a.normed, a.qkv.columns(queries, queries + keys), i, Projection::k);
     low_rank(a.normed, a.qkv.columns(queries + keys, queries + 2 * keys), i, Projection::v);
-    run(context, Rope{.qkv = a.qkv,
-                      .positions = on_device.positions,
-                      .frequencies = frequencies_,
-                      .heads = shard.query_heads.size() + shard.key_heads.size(),
-                      .head_dim = config.head_dim,
-                      .magnitude = config.rope_magnitude()});
-    run(context, StoreKv{a.qkv, on_device.slots, cache.keys(i), cache.values(i)});
+    run(context, RopeStoreKv{.qkv = a.qkv,
+                             .positions = batch.positions,
+                             .frequencies = frequencies_,
+                             .magnitude = config.rope_magnitude(),
+                             .slots = batch.slots,
+                             .key_pages = cache.keys(i),
+                             .value_pages = cache.values(i)});
     run(context, PagedAttention{.qkv = a.qkv,
                                 .key_pages = cache.keys(i),
                                 .value_pages = cache.values(i),
-                                .query_offsets = on_device.query_offsets,
-                                .context_lengths = on_device.context_lengths,
-                                .page_tables = on_device.page_tables,
+                                .query_offsets = batch.query_offsets,
+                                .context_lengths = batch.context_lengths,
+                                .page_tables = batch.page_tables,
                                 .query_heads = shard.query_heads.size(),
+                                .longest_query = batch.longest_query,
                                 .scale = 1.0F / std::sqrt(static_cast<float>(config.head_dim)),
-                                .out = a.attention});
+                                .out = a.attention,
+                                .plan = plan,
+                                .scratch = attention_scratch});
     run(context, Gemm{.a = a.attention, .b = layer.output, .out = a.delta, .transpose_b = true});
     low_rank(a.attention, a.delta, i, Projection::o);
     model_.tensor_parallel->all_reduce_sum(a.delta);
@@ -184,12 +224,12 @@ Tensor Inference::hidden_states(const Batch& batch, const KvCache& cache,
     low_rank(a.ffn, a.delta, i, Projection::down);
     model_.tensor_parallel->all_reduce_sum(a.delta);
   }
-  const int64_t outputs = batch.outputs();
+  const int64_t outputs = batch.output_rows.size();
   const Tensor residual = arena_.take(DType::f32, {outputs, config.hidden});
-  const Tensor delta = arena_.take(DType::f32, {outputs, config.hidden});
-  const Tensor hidden = arena_.take(DType::f32, {outputs, config.hidden});
-  run(context, GatherRows{a.residual, on_device.output_rows, residual});
-  run(context, GatherRows{a.delta, on_device.output_rows, delta});
+  const Tensor delta = arena_.take(context.storage, {outputs, config.hidden});
+  const Tensor hidden = arena_.take(context.storage, {outputs, config.hidden});
+  run(context, GatherRows{a.residual, batch.output_rows, residual});
+  run(context, GatherRows{a.delta, batch.output_rows, delta});
   run(context, AddRmsNorm{residual, delta, weights.final_norm, config.rms_epsilon, hidden});
   return hidden;
 }

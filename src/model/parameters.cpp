@@ -9,6 +9,7 @@
 
 #include "core/error.hpp"
 #include "core/rng.hpp"
+#include "kernels/ops.hpp"
 
 namespace sl {
 namespace {
@@ -18,12 +19,12 @@ using Axis = ShardedTensor::Axis;
 // Adds up the tensors first (sizes only), then views them: one Buffer holds all weights.
 class Layouter {
  public:
-  explicit Layouter(Device device) : device_(device) {}
+  explicit Layouter(Placement place) : place_(place) {}
   // Pass 1 (base null) counts; pass 2 hands out views.
   Tensor place(std::initializer_list<int64_t> shape) {
     const int64_t offset = used_;
-    used_ += Arena::bytes_for(DType::f32, shape);
-    return {base_ == nullptr ? nullptr : base_ + offset, DType::f32, device_, shape};
+    used_ += Arena::bytes_for(place_.dtype, shape);
+    return {base_ == nullptr ? nullptr : base_ + offset, place_.dtype, place_.device, shape};
   }
   int64_t used() const { return used_; }
   void begin(void* base) {
@@ -32,7 +33,7 @@ class Layouter {
   }
 
  private:
-  Device device_;
+  Placement place_;
   char* base_ = nullptr;
   int64_t used_ = 0;
 };
@@ -167,23 +168,24 @@ Shard::Shard(const ModelConfig& config, int tp_size, int rank_in_group)
   key_head_copies = static_cast<int>(std::max<int64_t>(1, tp / config.key_heads));
 }
 
-Parameters::Parameters(const ModelConfig& config, const Shard& shard, Device device,
+Parameters::Parameters(const ModelConfig& config, const Shard& shard, Placement place,
                        const std::string& name) {
-  Layouter layouter(device);
+  Layouter layouter(place);
   place_all(layouter, config, shard, *this);
-  buffer_ = Buffer(device, layouter.used(), name);
+  buffer_ = Buffer(place.device, layouter.used(), name);
   layouter.begin(buffer_.data());
   place_all(layouter, config, shard, *this);
   tensors_ = name_all(config, shard, *this);
 }
 
 Tensor Parameters::flat() const {
-  return {buffer_.data(), DType::f32, buffer_.device(), {buffer_.bytes() / size_of(DType::f32)}};
+  const DType dtype = embedding.dtype();
+  return {buffer_.data(), dtype, buffer_.device(), {buffer_.bytes() / size_of(dtype)}};
 }
 
-Parameters load_parameters(const ModelConfig& config, const Shard& shard, Device device,
+Parameters load_parameters(const ModelConfig& config, const Shard& shard, Placement place,
                            const WeightFile& file) {
-  Parameters parameters(config, shard, device, "weights");
+  Parameters parameters(config, shard, place, "weights");
   const bool gguf = file.find("token_embd.weight") != nullptr;
   for (const ShardedTensor& tensor : parameters.tensors()) {
     const std::string name = gguf ? gguf_name(tensor.name) : tensor.name;
@@ -213,30 +215,30 @@ Parameters load_parameters(const ModelConfig& config, const Shard& shard, Device
     if (gguf && rotated && config.architecture == Architecture::llama) {
       deinterleave_heads(values, config.head_dim, matrix ? tensor.shape[1] : 1);
     }
-    upload(tensor.local, std::span<const float>(values));
+    upload_floats(tensor.local, values);
   }
   return parameters;
 }
 
-Parameters random_parameters(const ModelConfig& config, const Shard& shard, Device device, uint64_t seed) {
-  Parameters parameters(config, shard, device, "weights");
+Parameters random_parameters(const ModelConfig& config, const Shard& shard, const Context& context,
+                             uint64_t seed) {
+  Parameters parameters(config, shard, context.storage_place(), "weights");
   int64_t index = 0;
   for (const ShardedTensor& tensor : parameters.tensors()) {
-    Random random({.seed = seed, .stage = shard.tp_rank, .sample = index++});
-    std::vector<float> values(static_cast<size_t>(tensor.local.size()));
-    const bool norm = tensor.name.find("norm") != std::string::npos;
-    // Uniform of the variance of Xavier's rule: fast, and the activations keep their size.
-    const float width = norm ? 0.0F : std::sqrt(3.0F / static_cast<float>(tensor.shape.back()));
-    for (float& value : values) {
-      value = norm ? 1.0F : width * (static_cast<float>(random() >> 8) * 0x1.0p-23F - 1.0F);
+    const uint64_t stream = stream_of({.seed = seed, .stage = shard.tp_rank, .sample = index++});
+    if (tensor.name.find("norm") != std::string::npos) {
+      run(context, Fill{tensor.local, 1.0F});
+      continue;
     }
-    upload(tensor.local, std::span<const float>(values));
+    // Uniform of the variance of Xavier's rule: fast, and the activations keep their size.
+    const float width = std::sqrt(3.0F / static_cast<float>(tensor.shape.back()));
+    run(context, FillUniform{.out = tensor.local, .width = width, .stream = stream});
   }
   return parameters;
 }
 
 std::vector<float> gather_whole(const ShardedTensor& tensor, Communicator& tensor_parallel) {
-  const auto local = download<float>(tensor.local);
+  const std::vector<float> local = download_floats(tensor.local);
   if (tensor.axis == Axis::replicated || tensor_parallel.size() == 1) {
     return tensor_parallel.rank() == 0 ? local : std::vector<float>();
   }
@@ -276,13 +278,13 @@ void scatter_whole(const ShardedTensor& tensor, const std::vector<float>& whole)
   for (int64_t dim : tensor.shape) size *= dim;
   require(static_cast<int64_t>(whole.size()) == size, "whole tensor has the wrong size for " + tensor.name);
   if (tensor.axis == Axis::replicated) {
-    upload(tensor.local, std::span(whole));
+    upload_floats(tensor.local, whole);
     return;
   }
   const int64_t columns = tensor.shape.back();
   if (tensor.axis == Axis::rows && tensor.shape.size() == 2) {
-    upload(tensor.local, std::span(whole).subspan(static_cast<size_t>(tensor.range.begin * columns),
-                                                  static_cast<size_t>(tensor.range.size() * columns)));
+    upload_floats(tensor.local, std::span(whole).subspan(static_cast<size_t>(tensor.range.begin * columns),
+                                                         static_cast<size_t>(tensor.range.size() * columns)));
     return;
   }
   std::vector<float> local;
@@ -291,7 +293,7 @@ void scatter_whole(const ShardedTensor& tensor, const std::vector<float>& whole)
     const auto* begin = whole.data() + row * columns;
     local.insert(local.end(), begin + tensor.range.begin, begin + tensor.range.end);
   }
-  upload(tensor.local, std::span<const float>(local));
+  upload_floats(tensor.local, local);
 }
 
 }  // namespace sl

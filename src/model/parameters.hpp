@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/buffer.hpp"
+#include "core/context.hpp"
 #include "core/tensor.hpp"
 #include "dist/communicator.hpp"
 #include "dist/layout.hpp"
@@ -55,7 +56,7 @@ struct LayerWeights {
 class Parameters {
  public:
   // All zeros. `name` is for the memory table ("weights", "gradients").
-  Parameters(const ModelConfig& config, const Shard& shard, Device device, const std::string& name);
+  Parameters(const ModelConfig& config, const Shard& shard, Placement place, const std::string& name);
 
   Tensor embedding;   // V, H
   Tensor final_norm;  // H
@@ -74,10 +75,11 @@ class Parameters {
 };
 
 // Reads this rank's slices. InputError when a tensor is missing or has another shape than `config` says.
-Parameters load_parameters(const ModelConfig& config, const Shard& shard, Device device,
+Parameters load_parameters(const ModelConfig& config, const Shard& shard, Placement place,
                            const WeightFile& file);
-// Normal random weights of sensible scale, for measurements.
-Parameters random_parameters(const ModelConfig& config, const Shard& shard, Device device, uint64_t seed);
+// Random weights of sensible scale, for measurements.
+Parameters random_parameters(const ModelConfig& config, const Shard& shard, const Context& context,
+                             uint64_t seed);
 
 // The whole tensor on rank 0 (elsewhere empty), row-major: collective over the tensor-parallel group.
 std::vector<float> gather_whole(const ShardedTensor& tensor, Communicator& tensor_parallel);

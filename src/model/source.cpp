@@ -113,6 +113,6 @@ LoadedModel::LoadedModel(ModelSource source, const Context& context, Communicato
       context_(context),
       tensor_parallel_(tensor_parallel),
       shard_(source_.config, tensor_parallel.size(), tensor_parallel.rank()),
-      parameters_(load_parameters(source_.config, shard_, context.device, *source_.weights)) {}
+      parameters_(load_parameters(source_.config, shard_, context.storage_place(), *source_.weights)) {}
 
 }  // namespace sl

@@ -45,7 +45,7 @@ class LoadedModel {
     return {context_, &source_.config, &shard_, &parameters_, &tensor_parallel_};
   }
   Adapter adapter_from(const std::string& folder) const {
-    return load_adapter(folder, source_.config, shard_, context_.device);
+    return load_adapter(folder, source_.config, shard_, context_.storage_place());
   }
 
  private:

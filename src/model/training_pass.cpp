@@ -63,9 +63,11 @@ TrainingPass::TrainingPass(const Transformer& model, const TrainingShape& shape,
 
 int64_t TrainingPass::activation_bytes() const {
   const int64_t rows = shape_.max_rows;
-  return matrix_bytes(rows, query_width_ + 2 * key_width_) + matrix_bytes(rows, query_width_) +
+  const DType storage = model_.context.storage;
+  return Arena::bytes_for(storage, {rows, query_width_ + 2 * key_width_}) +
+         Arena::bytes_for(storage, {rows, query_width_}) +
          matrix_bytes(rows, model_.shard->query_heads.size()) + matrix_bytes(rows, model_.config->hidden) +
-         matrix_bytes(rows, 2 * ffn_);
+         Arena::bytes_for(storage, {rows, 2 * ffn_});
 }
 
 int64_t TrainingPass::fixed_bytes() const {
@@ -136,9 +138,9 @@ void TrainingPass::start(const PackedBatch& batch, const Adapter* adapter) {
   const int64_t hidden = model_.config->hidden;
   residuals_.clear();
   for (int64_t i = 0; i < (shape_.gradients ? model_.config->layers + 1 : 2); ++i) {
-    residuals_.push_back(take(rows_, hidden));
+    residuals_.push_back(take_f32(rows_, hidden));
   }
-  if (shape_.gradients) gradient_ = take(rows_, hidden);
+  if (shape_.gradients) gradient_ = take_f32(rows_, hidden);
   activations_.clear();
   const int64_t slots = kept_layers_ == model_.config->layers ? kept_layers_ : kept_layers_ + 1;
   for (int64_t i = 0; i < slots; ++i) activations_.push_back(take_activations());
@@ -148,8 +150,8 @@ void TrainingPass::start(const PackedBatch& batch, const Adapter* adapter) {
 TrainingPass::LayerActivations TrainingPass::take_activations() {
   return {.qkv = take(rows_, query_width_ + 2 * key_width_),
           .attention = take(rows_, query_width_),
-          .log_sum_exp = take(rows_, model_.shard->query_heads.size()),
-          .middle = take(rows_, model_.config->hidden),
+          .log_sum_exp = take_f32(rows_, model_.shard->query_heads.size()),
+          .middle = take_f32(rows_, model_.config->hidden),
           .gate_up = take(rows_, 2 * ffn_)};
 }
 

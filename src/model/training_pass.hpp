@@ -65,8 +65,8 @@ class TrainingPass {
   struct LayerActivations {
     Tensor qkv;          // T, (Q + 2K) * D, rotated
     Tensor attention;    // T, Q * D
-    Tensor log_sum_exp;  // T, Q
-    Tensor middle;       // T, H: the residual between attention and feed-forward
+    Tensor log_sum_exp;  // T, Q, f32
+    Tensor middle;       // T, H, f32: the residual between attention and feed-forward
     Tensor gate_up;      // T, 2F; its gradient during the backward pass
   };
 
@@ -78,7 +78,8 @@ class TrainingPass {
   LayerActivations& activations_of(int64_t layer);
   Tensor residual(int64_t layer) const { return residuals_[static_cast<size_t>(layer) % residuals_.size()]; }
   const LayerWeights& weights_of(int64_t layer) const;
-  Tensor take(int64_t rows, int64_t columns) { return arena_.take(DType::f32, {rows, columns}); }
+  Tensor take(int64_t rows, int64_t columns) { return arena_.take(model_.context.storage, {rows, columns}); }
+  Tensor take_f32(int64_t rows, int64_t columns) { return arena_.take(DType::f32, {rows, columns}); }
   void reduce(const Tensor& tensor) const;
   Tensor normalised(const Tensor& x, const Tensor& weight);
 

@@ -13,6 +13,7 @@
 #include "model/batch.hpp"
 #include "model/config.hpp"
 #include "model/parameters.hpp"
+#include "model/staging.hpp"
 
 namespace sl {
 
@@ -28,9 +29,10 @@ struct Transformer {
 // Pages of keys and values of every layer, for this rank's heads.
 class KvCache {
  public:
-  KvCache(const ModelConfig& config, const Shard& shard, Device device, int64_t pages,
+  KvCache(const ModelConfig& config, const Shard& shard, Placement place, int64_t pages,
           int64_t tokens_per_page);
-  static int64_t bytes_per_page(const ModelConfig& config, const Shard& shard, int64_t tokens_per_page);
+  static int64_t bytes_per_page(const ModelConfig& config, const Shard& shard, DType dtype,
+                                int64_t tokens_per_page);
 
   int64_t pages() const { return pages_; }
   int64_t tokens_per_page() const { return tokens_per_page_; }
@@ -43,25 +45,47 @@ class KvCache {
   std::vector<Tensor> keys_, values_;
 };
 
+// The largest batch that an Inference runs.
+struct InferenceLimits {
+  int64_t rows = 0;
+  int64_t sequences = 0;
+  int64_t outputs = 0;             // rows whose logits are wanted
+  int64_t pages_per_sequence = 0;  // entries of a page table
+  int64_t tokens_per_page = 0;
+};
+
+// A batch's index arrays on the device: what crosses to the model.
+struct PlacedBatch {
+  // The arrays hold the numbers after the next send() of `staging`.
+  PlacedBatch(const Batch& batch, Staging& staging);
+  static int64_t staging_bytes(int64_t rows, int64_t outputs, int64_t page_entries);
+
+  Tensor tokens, positions, slots, query_offsets, context_lengths, page_tables, output_rows, row_adapters;
+  bool adapters = false;  // some row uses one
+  int64_t longest_query = 0;
+};
+
 // Runs rollout batches. Owns the activations, sized once for the largest batch.
 class Inference {
  public:
-  // Batches of at most `max_rows` rows and `max_outputs` outputs; page tables of at most `max_page_entries`
-  // in all.
-  Inference(const Transformer& model, int64_t max_rows, int64_t max_outputs, int64_t max_page_entries);
+  Inference(const Transformer& model, const InferenceLimits& limits);
+  // Bytes of device memory that the constructor takes.
+  static int64_t bytes(const Transformer& model, const InferenceLimits& limits);
 
-  // Runs the batch: stores its keys and values in `cache` and returns logits (R, whole vocabulary), the same
-  // on every tensor-parallel rank, valid until the next call. Segment adapter i is adapters[i].
+  // Runs the batch: stores its keys and values in `cache` and returns logits (R, whole vocabulary; f32), the
+  // same on every tensor-parallel rank, valid until the next call. Row adapter i is adapters[i]. Sends
+  // operations only, always the same ones for batches of the same sizes: they can be recorded.
+  Tensor forward(const PlacedBatch& batch, const KvCache& cache, std::span<const Adapter* const> adapters);
+  // The same from host arrays; it has been computed on return.
   Tensor forward(const Batch& batch, const KvCache& cache, std::span<const Adapter* const> adapters);
 
-  // A view of a step's scratch for the caller (sampling arrays); valid until the next forward.
-  Arena& scratch() { return arena_; }
-
  private:
-  Tensor hidden_states(const Batch& batch, const KvCache& cache, std::span<const Adapter* const> adapters);
+  Tensor hidden_states(const PlacedBatch& batch, const KvCache& cache,
+                       std::span<const Adapter* const> adapters);
   Tensor whole_logits(const Tensor& hidden);
 
   Transformer model_;
+  InferenceLimits limits_;
   Tensor frequencies_;
   Buffer constants_;
   Arena arena_;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
 
 #include "core/error.hpp"
 
@@ -62,23 +63,40 @@ void Engine::cancel(int64_t id) {
 }
 
 void Engine::step() {
-  scheduler_.plan(plan_);
-  if (plan_.batch.rows() > 0) {
-    sampled_.clear();
-    model_.run(plan_.batch, plan_.rows, sampled_);
-    scheduler_.take(plan_, sampled_);
-    for (const int64_t id : plan_.outputs) accept_token(id);
+  StepPlan plan;
+  scheduler_.plan(plan);
+  const std::vector<int64_t> overflowed = std::move(plan.overflowed);
+  int64_t left_under_way = 0;
+  if (plan.batch.rows() > 0) {
+    model_.launch(plan.batch, plan.rows);
+    under_way_.push_back(std::move(plan));
+    left_under_way = model_.lag();
   }
-  for (const int64_t id : plan_.overflowed) finish(id, FinishReason::context);
+  while (std::ssize(under_way_) > left_under_way) collect();
+  for (const int64_t id : overflowed) finish(id, FinishReason::context);
   resume_ready();
 }
 
-// Looks at the token the last step appended to the sequence.
-void Engine::accept_token(int64_t id) {
+void Engine::collect() {
+  sampled_.clear();
+  model_.collect(sampled_);
+  const StepPlan plan = std::move(under_way_.front());
+  under_way_.pop_front();
+  scheduler_.take(plan, sampled_);
+  for (size_t i = 0; i < sampled_.size(); ++i) {
+    const auto found = outstanding_.find(plan.outputs[i]);
+    // A row of a sequence that had ended when the step was already on its way.
+    if (found == outstanding_.end() || found->second.ready) continue;
+    accept_token(plan.outputs[i], sampled_[i], plan.rows.position[i]);
+  }
+}
+
+// Looks at a token that has become known, the one at `position` of its sequence.
+void Engine::accept_token(int64_t id, int32_t token, int64_t position) {
   const Sequence& sequence = scheduler_.sequence(id);
   const Request& request = sequence.request;
   Outstanding& entry = outstanding_.at(id);
-  const int32_t token = sequence.tokens.back();
+  const int64_t generated = position + 1 - sequence.prompt_tokens;
   ++counts_.generated_tokens;
 
   if (!request.choices.empty()) {
@@ -87,7 +105,7 @@ void Engine::accept_token(int64_t id) {
     entry.completion.choice = static_cast<int32_t>(chosen - request.choices.begin());
     return finish(id, FinishReason::stop);
   }
-  const bool may_stop = sequence.generated() > request.sampling.min_tokens;
+  const bool may_stop = generated > request.sampling.min_tokens;
   const bool is_end = std::ranges::find(request.end_tokens, token) != request.end_tokens.end();
   if (is_end && !request.sampling.ignore_end) {
     // What is left of an unfinished character may be malformed, but it holds no stop string.
@@ -100,8 +118,8 @@ void Engine::accept_token(int64_t id) {
     entry.watched = settled.size();
     if (hopeless) return finish(id, FinishReason::hopeless);
   }
-  if (sequence.generated() >= request.sampling.max_tokens) return finish(id, FinishReason::length);
-  if (sequence.size() >= options_.max_positions) return finish(id, FinishReason::context);
+  if (generated >= request.sampling.max_tokens) return finish(id, FinishReason::length);
+  if (position + 1 >= options_.max_positions) return finish(id, FinishReason::context);
 }
 
 void Engine::finish(int64_t id, FinishReason reason) {
@@ -109,13 +127,14 @@ void Engine::finish(int64_t id, FinishReason reason) {
   const Sequence& sequence = scheduler_.sequence(id);
   Completion& completion = entry.completion;
   completion.finish = reason;
-  completion.tokens.assign(sequence.tokens.begin() + sequence.prompt_tokens, sequence.tokens.end());
+  completion.tokens.assign(sequence.tokens.begin() + sequence.prompt_tokens,
+                           sequence.tokens.begin() + sequence.known());
   completion.shared_tokens = sequence.shared;
   if (!entry.text.stopped()) entry.text.append(entry.detokenizer.flush(), false);
   completion.text = entry.text.text();
   if (reason == FinishReason::hopeless) {
     ++counts_.hopeless_stops;
-    counts_.hopeless_tokens += sequence.generated();
+    counts_.hopeless_tokens += std::ssize(completion.tokens);
   }
   scheduler_.remove(id);
   entry.ready = true;

@@ -13,6 +13,7 @@
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -52,9 +53,10 @@ class Engine {
   // prompt that is empty or not of this vocabulary) before anything is submitted.
   PendingCompletion complete(Request request);
 
-  // Computes one step, then resumes, in order of submission, the coroutines whose completions are ready. They
-  // may submit, cancel and destroy as they like, but not call step(). After an exception from the model the
-  // engine can only be destroyed.
+  // Computes one step (or, where the model lags, sends one and looks at the tokens of the one before), then
+  // resumes, in order of submission, the coroutines whose completions are ready. They may submit, cancel and
+  // destroy as they like, but not call step(). After an exception from the model the engine can only be
+  // destroyed.
   void step();
   // No request is outstanding.
   bool idle() const { return outstanding_.empty(); }
@@ -80,7 +82,8 @@ class Engine {
 
   int64_t submit(Request request, PendingCompletion* waiter);
   void cancel(int64_t id);
-  void accept_token(int64_t id);
+  void collect();
+  void accept_token(int64_t id, int32_t token, int64_t position);
   void finish(int64_t id, FinishReason reason);
   void resume_ready();
 
@@ -88,7 +91,7 @@ class Engine {
   const Tokenizer& tokenizer_;
   EngineOptions options_;
   Scheduler scheduler_;
-  StepPlan plan_;
+  std::deque<StepPlan> under_way_;  // sent, and not collected yet
   std::vector<int32_t> sampled_;
   std::map<int64_t, Outstanding> outstanding_;  // by id of the sequence: order of submission
   std::vector<int64_t> ready_;

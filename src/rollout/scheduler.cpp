@@ -57,15 +57,23 @@ void Scheduler::plan(StepPlan& plan) {
     plan_decoding();
     plan_prompts();
     admit(plan);
-  } while (planned_.empty() && make_room(plan));
+  } while (planned_.empty() && under_way_ == 0 && make_room(plan));
   emit(plan);
+  commit(plan);
+}
+
+// False when the token that is being drawn ends the sequence for certain.
+bool Scheduler::may_go_on(const Sequence& sequence) const {
+  if (sequence.pending == 0) return true;
+  return sequence.request.choices.empty() && sequence.generated() < sequence.request.sampling.max_tokens &&
+         sequence.size() < options_.max_positions;
 }
 
 // Oldest first, so whoever gives way is not planned yet: nobody relies on pages it would have filled.
 void Scheduler::plan_decoding() {
   for (size_t i = 0; i < running_.size() && rows_left_ > 0; ++i) {
     Sequence& sequence = *running_[i];
-    if (sequence.uncomputed() != 1) continue;
+    if (sequence.uncomputed() != 1 || !may_go_on(sequence)) continue;
     match(sequence);
     bool fits = reserve(sequence, sequence.size());
     while (!fits && running_.size() > 1) {
@@ -81,7 +89,7 @@ void Scheduler::plan_decoding() {
 void Scheduler::plan_prompts() {
   for (Sequence* sequence : running_) {
     if (rows_left_ == 0) break;
-    if (sequence->planned) continue;
+    if (sequence->planned || !may_go_on(*sequence)) continue;
     match(*sequence);
     plan_chunk(*sequence);
   }
@@ -103,6 +111,7 @@ void Scheduler::plan_chunk(Sequence& sequence) {
 void Scheduler::admit(StepPlan& plan) {
   while (!waiting_.empty() && rows_left_ > 0 && running() < options_.max_sequences) {
     Sequence& sequence = *waiting_.begin()->second;
+    if (sequence.pending > 0) return;  // its last token goes into a bitmap that it no longer has
     const int64_t pages = pages_for(sequence.size());
     if (sequence.size() >= options_.max_positions || pages > pages_) {
       waiting_.erase(waiting_.begin());
@@ -144,12 +153,14 @@ bool Scheduler::reserve(Sequence& sequence, int64_t end) {
 }
 
 // Pages that these rows fill are shared from here on: within a step, all keys and values of a layer are
-// stored before its attention looks at them.
+// stored before its attention looks at them. A page whose tokens are not all known yet is shared when they
+// are.
 void Scheduler::schedule(Sequence& sequence, int64_t end) {
   sequence.planned = true;
   planned_.push_back({&sequence, end, sequence.tree_pages});
   rows_left_ -= end - sequence.computed;
-  for (; (sequence.tree_pages + 1) * tokens_per_page_ <= end; ++sequence.tree_pages) {
+  const int64_t known = std::min(end, sequence.known());
+  for (; (sequence.tree_pages + 1) * tokens_per_page_ <= known; ++sequence.tree_pages) {
     const int64_t page = sequence.tree_pages;
     tree_.insert(page_above(sequence, page), page_tokens(sequence, page),
                  sequence.pages[static_cast<size_t>(page)]);
@@ -160,7 +171,7 @@ void Scheduler::schedule(Sequence& sequence, int64_t end) {
 // sequence had begun itself is given up for the tree's. The last token is always left to compute: its row
 // gives the next one.
 void Scheduler::match(Sequence& sequence) {
-  while ((sequence.tree_pages + 1) * tokens_per_page_ <= sequence.size()) {
+  while ((sequence.tree_pages + 1) * tokens_per_page_ <= sequence.known()) {
     const int64_t page = sequence.tree_pages;
     const auto found = tree_.find(page_above(sequence, page), page_tokens(sequence, page));
     if (!found) break;
@@ -189,7 +200,7 @@ void Scheduler::match(Sequence& sequence) {
 int64_t Scheduler::referenced_match(const Sequence& sequence) const {
   int64_t count = 0;
   int32_t above = PrefixTree::root(sequence.request.adapter);
-  for (int64_t page = 0; (page + 1) * tokens_per_page_ <= sequence.size(); ++page) {
+  for (int64_t page = 0; (page + 1) * tokens_per_page_ <= sequence.known(); ++page) {
     const auto found = tree_.find(above, page_tokens(sequence, page));
     if (!found || tree_.pool().references(*found) == 0) break;
     ++count;
@@ -218,14 +229,35 @@ void Scheduler::release(Sequence& sequence) {
   sequence.slot = -1;
 }
 
-void Scheduler::take(const StepPlan& plan, std::span<const int32_t> sampled) {
-  require(plan.outputs.size() == sampled.size(), "one sampled token an output row");
+void Scheduler::commit(const StepPlan& plan) {
   for (const Planned& planned : planned_) {
     planned.sequence->computed = planned.end;
     planned.sequence->reached = std::max(planned.sequence->reached, planned.end);
   }
   planned_.clear();
-  for (size_t i = 0; i < sampled.size(); ++i) sequences_.at(plan.outputs[i]).tokens.push_back(sampled[i]);
+  if (plan.batch.rows() == 0) return;
+  ++under_way_;
+  for (size_t i = 0; i < plan.outputs.size(); ++i) {
+    Sequence& sequence = sequences_.at(plan.outputs[i]);
+    sequence.tokens.push_back(-1 - static_cast<int32_t>(i));
+    ++sequence.pending;
+    if (plan.rows.slots[i] >= 0) sequence.marked = sequence.size();  // by whoever draws it
+  }
+}
+
+void Scheduler::take(const StepPlan& plan, std::span<const int32_t> sampled) {
+  require(plan.outputs.size() == sampled.size(), "one sampled token an output row");
+  if (plan.batch.rows() == 0) return;
+  require(under_way_ > 0, "tokens of a step that was not planned");
+  --under_way_;
+  for (size_t i = 0; i < sampled.size(); ++i) {
+    const auto found = sequences_.find(plan.outputs[i]);
+    if (found == sequences_.end()) continue;
+    Sequence& sequence = found->second;
+    require(sequence.known() == static_cast<int64_t>(plan.rows.position[i]), "steps were taken out of order");
+    sequence.tokens[plan.rows.position[i]] = sampled[i];
+    --sequence.pending;
+  }
 }
 
 void Scheduler::clear_tree() {
@@ -244,7 +276,8 @@ void Scheduler::check() const {
     require(sequence->slot >= 0 && !slot_used[static_cast<size_t>(sequence->slot)], "two share a slot");
     slot_used[static_cast<size_t>(sequence->slot)] = true;
     const auto held = static_cast<int64_t>(sequence->pages.size());
-    require(held >= pages_for(sequence->computed) && held <= sequence->tree_pages + 1,
+    const int64_t not_shared = sequence->pending > 0 ? 2 : 1;
+    require(held >= pages_for(sequence->computed) && held <= sequence->tree_pages + not_shared,
             "a sequence holds too few pages or too many");
     require(sequence->computed < sequence->size(), "a sequence has nothing left to compute");
     for (int64_t page = 0; page < held; ++page) {

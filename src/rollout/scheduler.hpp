@@ -21,7 +21,7 @@ namespace sl {
 struct StepPlan {
   Batch batch;
   SamplingRows rows;
-  std::vector<int64_t> outputs;     // sequence of each output row
+  std::vector<int64_t> outputs;     // sequence of each output row; rows.position has the token's place
   std::vector<int64_t> overflowed;  // sequences that can never be continued; the caller removes them
 };
 
@@ -40,12 +40,15 @@ class Scheduler {
   // Appends a sequence to those that wait; returns its id. Ids ascend.
   int64_t add(Request request);
   const Sequence& sequence(int64_t id) const { return sequences_.at(id); }
-  // Forgets a finished or cancelled sequence, its pages become available. Not between plan() and take().
+  // Forgets a finished or cancelled sequence; its pages become available to steps that are planned after.
   void remove(int64_t id);
 
-  // Fills `plan` with the next step. No rows: nothing to do, or only sequences that overflowed.
+  // Fills `plan` with the next step and takes it as done, up to the tokens that it draws: until take() they
+  // are pending, and the plan after this one may name them as StepModel::launch says. No rows: nothing to
+  // do before another take(), or only sequences that overflowed.
   void plan(StepPlan& plan);
-  // After the step: one token for each output of the plan, appended to its sequence.
+  // One token for each output of the oldest plan that has rows and was not taken. Before the plan after the
+  // next. Sequences that were removed meanwhile get nothing.
   void take(const StepPlan& plan, std::span<const int32_t> sampled);
 
   // Forgets all shared pages: adapters or weights have changed. No sequence is running.
@@ -68,6 +71,7 @@ class Scheduler {
     int64_t stored_pages;
   };
 
+  bool may_go_on(const Sequence& sequence) const;
   int64_t pages_for(int64_t tokens) const;
   int32_t page_above(const Sequence& sequence, int64_t page) const;
   std::span<const int32_t> page_tokens(const Sequence& sequence, int64_t page) const;
@@ -85,6 +89,7 @@ class Scheduler {
   void preempt_youngest();
   void release(Sequence& sequence);
   void emit(StepPlan& plan);
+  void commit(const StepPlan& plan);
   void emit_output(StepPlan& plan, const Sequence& sequence) const;
 
   EngineOptions options_;
@@ -96,6 +101,7 @@ class Scheduler {
   std::vector<int32_t> free_slots_;  // the last is given next
   std::vector<Planned> planned_;
   int64_t rows_left_ = 0;
+  int64_t under_way_ = 0;  // plans that wait for take()
   int64_t next_id_ = 0;
   Counts counts_;
 };

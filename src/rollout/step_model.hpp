@@ -1,4 +1,4 @@
-// The model as the engine sees it: one step of a batch, from tokens to sampled tokens.
+// The model as the engine sees it: steps of a batch, from tokens to sampled tokens.
 #pragma once
 
 #include <cstdint>
@@ -40,10 +40,16 @@ class StepModel {
   virtual int64_t pages() const = 0;
   virtual int64_t tokens_per_page() const = 0;
   virtual int64_t vocabulary() const = 0;
+  // How many steps are better left under way while the next is planned and sent, so that the device need not
+  // wait for the host.
+  virtual int64_t lag() const { return 0; }
 
-  // Runs the batch (at least one row) and puts one token an output row into `sampled`, the same on every
-  // tensor-parallel rank.
-  virtual void run(const Batch& batch, const SamplingRows& rows, std::vector<int32_t>& sampled) = 0;
+  // Sends a step of at least one row on its way. A negative token t of the batch stands for the one that
+  // output row -1 - t of the step before draws.
+  virtual void launch(const Batch& batch, const SamplingRows& rows) = 0;
+  // Waits for the oldest step that has not been collected; puts one token an output row into `sampled`, the
+  // same on every tensor-parallel rank.
+  virtual void collect(std::vector<int32_t>& sampled) = 0;
 };
 
 }  // namespace sl

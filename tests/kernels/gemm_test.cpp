@@ -1,7 +1,7 @@
+// Products, against plain double sums, against the host's own products, and to the bit where they must be.
 #include <omp.h>
 
-#include "kernels/ops.hpp"
-#include "tests/support.hpp"
+#include "tests/kernels/on_devices.hpp"
 
 namespace sl::test {
 namespace {
@@ -42,29 +42,70 @@ std::vector<Case> all_cases() {
   return cases;
 }
 
+// The dtypes that results may have: the storage dtype, and f32.
+std::vector<DType> result_types(DType storage) {
+  return storage == DType::f32 ? std::vector{DType::f32} : std::vector{storage, DType::f32};
+}
+
 TEST_P(GemmTest, MatchesTheSumsForAllLayouts) {
   const std::vector<Sizes> sizes = {{1, 1, 1},   {1, 37, 19},  {2, 5, 3},     {5, 33, 64},  {7, 70, 65},
                                     {8, 48, 16}, {9, 49, 130}, {33, 97, 129}, {200, 50, 31}};
   for (const Case& c : all_cases()) {
     for (const Sizes& s : sizes) {
-      SCOPED_TRACE(testing::Message() << s.m << "x" << s.n << "x" << s.k << " ta " << c.transpose_a << " tb "
-                                      << c.transpose_b << " det " << c.deterministic << " gap " << c.gap);
-      const auto a = random_floats(s.m * s.k, 1), b = random_floats(s.k * s.n, 2);
+      const auto a = floats(s.m * s.k, 1), b = floats(s.k * s.n, 2);
       const auto shape = [](bool flip, int64_t x, int64_t y) {
         return flip ? std::pair(y, x) : std::pair(x, y);
       };
       const auto [a_rows, a_columns] = shape(c.transpose_a, s.m, s.k);
       const auto [b_rows, b_columns] = shape(c.transpose_b, s.k, s.n);
-      const Guarded<float> at(device(), {a_rows, a_columns}, a, c.gap),
-          bt(device(), {b_rows, b_columns}, b, c.gap);
-      // The output holds NaN at first: beta 0 must not read it.
-      const Guarded<float> out(device(), {s.m, s.n}, c.gap);
-      Context here = context();
-      here.deterministic = c.deterministic;
-      run(here,
-          Gemm{.a = at, .b = bt, .out = out, .transpose_a = c.transpose_a, .transpose_b = c.transpose_b});
-      EXPECT_LT(relative_error(out.read(), product(a, b, s, c.transpose_a, c.transpose_b)), tolerance(s.k));
+      const Stored at(place(), {a_rows, a_columns}, a, c.gap), bt(place(), {b_rows, b_columns}, b, c.gap);
+      for (const DType result : result_types(storage())) {
+        SCOPED_TRACE(testing::Message()
+                     << s.m << "x" << s.n << "x" << s.k << " ta " << c.transpose_a << " tb " << c.transpose_b
+                     << " det " << c.deterministic << " gap " << c.gap << " to " << name_of(result));
+        // The output holds NaN at first: beta 0 must not read it.
+        const Stored out({device(), result}, {s.m, s.n}, c.gap);
+        Context here = context();
+        here.deterministic = c.deterministic;
+        run(here,
+            Gemm{.a = at, .b = bt, .out = out, .transpose_a = c.transpose_a, .transpose_b = c.transpose_b});
+        EXPECT_LT(relative_error(out.read(), product(a, b, s, c.transpose_a, c.transpose_b)),
+                  tolerance(s.k, result));
+        EXPECT_TRUE(out.surroundings_untouched());
+      }
+    }
+  }
+}
+
+// Layers of models at the numbers of rows of decoding, prompts and training, and the products of a backward
+// pass, against the host's products in fixed order.
+TEST_P(GemmTest, MatchesTheHostAtTheSizesOfModels) {
+  struct Product {
+    Sizes sizes;
+    bool transpose_a, transpose_b;
+  };
+  const std::vector<Product> products = {
+      {{1, 4608, 3584}, false, true},  {{7, 3584, 3584}, false, true}, {{64, 1184, 3584}, false, true},
+      {{64, 448, 18944}, false, true}, {{130, 600, 896}, false, true}, {{257, 1000, 576}, false, true},
+      {{300, 896, 576}, false, false}, {{576, 192, 700}, true, false}, {{16, 32064, 64}, false, true},
+      {{1000, 16, 3584}, false, true},
+  };
+  for (const auto& [s, transpose_a, transpose_b] : products) {
+    const auto a = floats(s.m * s.k, 1), b = floats(s.k * s.n, 2);
+    const auto multiply = [&](Context here, const Place& where, DType result) {
+      const Stored at(where, {transpose_a ? s.k : s.m, transpose_a ? s.m : s.k}, a);
+      const Stored bt(where, {transpose_b ? s.n : s.k, transpose_b ? s.k : s.n}, b);
+      const Stored out({where.device, result}, {s.m, s.n});
+      run(here, Gemm{.a = at, .b = bt, .out = out, .transpose_a = transpose_a, .transpose_b = transpose_b});
       EXPECT_TRUE(out.surroundings_untouched());
+      return out.read();
+    };
+    const auto expected = multiply({.deterministic = true}, {}, DType::f32);
+    for (const DType result : result_types(storage())) {
+      for (const Context& here : {context(), deterministic()}) {
+        EXPECT_LT(relative_error(multiply(here, place(), result), expected), tolerance(s.k, result))
+            << s.m << "x" << s.n << "x" << s.k << " to " << name_of(result) << " det " << here.deterministic;
+      }
     }
   }
 }
@@ -76,29 +117,36 @@ TEST_P(GemmTest, ScalesAccumulatesAndAddsTheBiasExactlyOnIntegers) {
       const auto a = small_integers(s.m * s.k, 1), b = small_integers(s.k * s.n, 2);
       const auto before = small_integers(s.m * s.n, 3), bias = small_integers(s.n, 4);
       const auto products = product(a, b, s, c.transpose_a, c.transpose_b);
-      const Guarded<float> at(device(), {c.transpose_a ? s.k : s.m, c.transpose_a ? s.m : s.k}, a);
-      const Guarded<float> bt(device(), {c.transpose_b ? s.n : s.k, c.transpose_b ? s.k : s.n}, b);
-      const Guarded<float> bias_t(device(), {s.n}, bias);
-      for (const bool with_bias : {false, true}) {
-        for (const float beta : {0.0F, 1.0F, -2.0F}) {
-          Guarded<float> out(device(), {s.m, s.n}, c.gap);
-          if (beta != 0.0F) out.write(before);
-          Context here = context();
-          here.deterministic = c.deterministic;
-          run(here, Gemm{.a = at,
-                         .b = bt,
-                         .out = out,
-                         .transpose_a = c.transpose_a,
-                         .transpose_b = c.transpose_b,
-                         .alpha = 0.5F,
-                         .beta = beta,
-                         .bias = with_bias ? bias_t.tensor() : Tensor()});
-          std::vector<float> expected(products.size());
-          for (size_t i = 0; i < expected.size(); ++i)
-            expected[i] = 0.5F * static_cast<float>(products[i]) + (beta == 0.0F ? 0.0F : beta * before[i]) +
-                          (with_bias ? bias[i % static_cast<size_t>(s.n)] : 0.0F);
-          EXPECT_EQ(out.read(), expected) << "beta " << beta << " bias " << with_bias << " m " << m;
-          EXPECT_TRUE(out.surroundings_untouched());
+      const Stored at(place(), {c.transpose_a ? s.k : s.m, c.transpose_a ? s.m : s.k}, a);
+      const Stored bt(place(), {c.transpose_b ? s.n : s.k, c.transpose_b ? s.k : s.n}, b);
+      const Stored bias_t(place(), {s.n}, bias);
+      for (const DType result : result_types(storage())) {
+        for (const bool with_bias : {false, true}) {
+          for (const float beta : {0.0F, 1.0F, -2.0F}) {
+            const Place result_place{device(), result};
+            Stored out(result_place, {s.m, s.n}, c.gap);
+            if (beta != 0.0F) out.write(before);
+            Context here = context();
+            here.deterministic = c.deterministic;
+            run(here, Gemm{.a = at,
+                           .b = bt,
+                           .out = out,
+                           .transpose_a = c.transpose_a,
+                           .transpose_b = c.transpose_b,
+                           .alpha = 0.5F,
+                           .beta = beta,
+                           .bias = with_bias ? bias_t.tensor() : Tensor()});
+            std::vector<float> expected(products.size());
+            for (size_t i = 0; i < expected.size(); ++i)
+              expected[i] = 0.5F * static_cast<float>(products[i]) +
+                            (beta == 0.0F ? 0.0F : beta * before[i]) +
+                            (with_bias ? bias[i % static_cast<size_t>(s.n)] : 0.0F);
+            // Sums are exact; only the result is rounded.
+            if (result == storage()) expected = stored(expected);
+            EXPECT_EQ(out.read(), expected)
+                << "beta " << beta << " bias " << with_bias << " m " << m << " to " << name_of(result);
+            EXPECT_TRUE(out.surroundings_untouched());
+          }
         }
       }
     }
@@ -106,12 +154,12 @@ TEST_P(GemmTest, ScalesAccumulatesAndAddsTheBiasExactlyOnIntegers) {
 }
 
 TEST_P(GemmTest, HandlesEmptyDimensions) {
-  const Guarded<float> a(device(), {0, 8}), b(device(), {5, 8}, random_floats(40, 1)), none(device(), {0, 5});
+  const Stored a(place(), {0, 8}), b(place(), {5, 8}, random_floats(40, 1)), none(place(), {0, 5});
   run(context(), Gemm{.a = a, .b = b, .out = none, .transpose_b = true});
   EXPECT_TRUE(none.surroundings_untouched());
   // No terms: the product is zero, and the bias remains.
-  const Guarded<float> empty_a(device(), {3, 0}), empty_b(device(), {5, 0});
-  const Guarded<float> out(device(), {3, 5}), bias(device(), {5}, {1, 2, 3, 4, 5});
+  const Stored empty_a(place(), {3, 0}), empty_b(place(), {5, 0});
+  const Stored out(place(), {3, 5}), bias(place(), {5}, {1, 2, 3, 4, 5});
   run(context(), Gemm{.a = empty_a, .b = empty_b, .out = out, .transpose_b = true});
   EXPECT_EQ(out.read(), std::vector<float>(15, 0.0F));
   run(context(), Gemm{.a = empty_a, .b = empty_b, .out = out, .transpose_b = true, .bias = bias});
@@ -119,13 +167,14 @@ TEST_P(GemmTest, HandlesEmptyDimensions) {
 }
 
 TEST_P(GemmTest, NamesTheDimensionThatDisagrees) {
-  const Guarded<float> a(device(), {3, 8}), b(device(), {5, 7}), out(device(), {3, 5});
+  const Stored a(place(), {3, 8}), b(place(), {5, 7}), out(place(), {3, 5});
   try {
     run(context(), Gemm{.a = a, .b = b, .out = out, .transpose_b = true});
     FAIL() << "accepted";
   } catch (const BugError& error) {
     const std::string text = error.what();
-    EXPECT_NE(text.find("Gemm: b is f32[5, 7]"), std::string::npos) << text;
+    EXPECT_NE(text.find("Gemm: b is " + std::string(name_of(storage())) + "[5, 7]"), std::string::npos)
+        << text;
     EXPECT_NE(text.find("dimension 1 (K) must be 8"), std::string::npos) << text;
   }
 }
@@ -145,13 +194,13 @@ class Threads {
 // In deterministic mode the bits of a row depend on the row alone: not on the number of rows, its place among
 // them, the number of threads, or on how the columns are split over ranks.
 TEST_P(GemmTest, DeterministicRowsDoNotDependOnTheBatch) {
-  const std::vector<std::pair<int64_t, int64_t>> shapes = {{960, 576},  {576, 576},   {3072, 576},
-                                                           {576, 1536}, {49152, 576}, {101, 77}};
+  const std::vector<std::pair<int64_t, int64_t>> shapes = {{960, 576},   {576, 576}, {3072, 576}, {576, 1536},
+                                                           {49152, 576}, {101, 77},  {448, 3584}};
   std::mt19937 generator(11);
   for (const auto& [n, k] : shapes) {
     constexpr int64_t most = 61;
-    const auto x = random_floats(most * k, 3), w = random_floats(n * k, 4);
-    const Guarded<float> wt(device(), {n, k}, w), all(device(), {most, k}, x), expected(device(), {most, n});
+    const auto x = floats(most * k, 3), w = floats(n * k, 4);
+    const Stored wt(place(), {n, k}, w), all(place(), {most, k}, x), expected(place(), {most, n});
     {
       const Threads one(1);
       run(deterministic(), Gemm{.a = all, .b = wt, .out = expected, .transpose_b = true});
@@ -168,11 +217,11 @@ TEST_P(GemmTest, DeterministicRowsDoNotDependOnTheBatch) {
         chosen.insert(chosen.end(), x.begin() + row * k, x.begin() + (row + 1) * k);
         rows.insert(rows.end(), wanted.begin() + row * n, wanted.begin() + (row + 1) * n);
       }
-      const Guarded<float> batch(device(), {m, k}, chosen), out(device(), {m, n});
+      const Stored batch(place(), {m, k}, chosen), out(place(), {m, n});
       run(deterministic(), Gemm{.a = batch, .b = wt, .out = out, .transpose_b = true});
       EXPECT_EQ(out.read(), rows) << n << "x" << k << " with " << m << " rows";
       const int64_t split = n / 3;
-      const Guarded<float> left(device(), {m, split}), right(device(), {m, n - split});
+      const Stored left(place(), {m, split}), right(place(), {m, n - split});
       run(deterministic(),
           Gemm{.a = batch, .b = wt.tensor().rows(0, split), .out = left, .transpose_b = true});
       run(deterministic(),

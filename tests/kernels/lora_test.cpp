@@ -1,85 +1,191 @@
-#include "kernels/ops.hpp"
-#include "tests/support.hpp"
+// Low-rank adapters, whose rows choose one of several, against plain double sums.
+#include "tests/kernels/on_devices.hpp"
 
 namespace sl::test {
 namespace {
 
-using LoraTest = OnDevices;
-SL_ON_DEVICES(LoraTest);
-
-struct Adapter {
-  int64_t begin, end, rank;
-  float scale;
-  std::vector<float> a, b;
+struct Layer {
+  int64_t rows, n_in, n_out;
+  std::vector<int64_t> ranks;  // of the adapters
 };
 
-TEST_P(LoraTest, AddsEachSegmentsProductAndLeavesTheRest) {
-  const int64_t rows = 57, n_in = 70, n_out = 101;
-  std::vector<Adapter> adapters = {
-      {2, 30, 8, 2.0F, {}, {}}, {31, 32, 3, 0.5F, {}, {}}, {40, 40, 8, 1.0F, {}, {}}};
-  const auto x = random_floats(rows * n_in, 1), before = random_floats(rows * n_out, 2);
-  const Guarded<float> x_t(device(), {rows, n_in}, x, 3), out(device(), {rows, n_out}, before, 5);
-  const Guarded<float> scratch(device(), {rows, 8});
-  auto expected = in_double(before);
-  std::vector<Guarded<float>> tensors;
-  std::vector<LoraSegment> segments;
-  for (Adapter& adapter : adapters) {
-    adapter.a = random_floats(adapter.rank * n_in, 3);
-    adapter.b = random_floats(n_out * adapter.rank, 4);
-    tensors.emplace_back(device(), std::initializer_list<int64_t>{adapter.rank, n_in}, adapter.a);
-    tensors.emplace_back(device(), std::initializer_list<int64_t>{n_out, adapter.rank}, adapter.b);
-    segments.push_back(
-        {adapter.begin, adapter.end, tensors[tensors.size() - 2], tensors.back(), adapter.scale});
-    for (int64_t t = adapter.begin; t < adapter.end; ++t) {
-      for (int64_t r = 0; r < adapter.rank; ++r) {
+// The adapters of a layer, on the host and on the device.
+struct Adapters {
+  std::vector<std::vector<float>> a, b;
+  std::vector<Stored> tensors;
+  std::vector<LoraWeights> weights;
+};
+
+float scale_of(size_t adapter) { return adapter % 2 == 0 ? 2.0F : 0.5F; }
+
+// Which adapter each row uses.
+std::vector<int32_t> in_runs(int64_t rows, int64_t adapters) {
+  std::vector<int32_t> chosen;
+  for (int64_t t = 0; t < rows; ++t) chosen.push_back(static_cast<int32_t>(t / 7 % (adapters + 1) - 1));
+  return chosen;
+}
+std::vector<int32_t> mixed(int64_t rows, int64_t adapters) {
+  std::vector<int32_t> chosen;
+  for (int64_t t = 0; t < rows; ++t) chosen.push_back(static_cast<int32_t>(t * 7 % (adapters + 1) - 1));
+  return chosen;
+}
+
+class LoraTest : public OnDevices {
+ protected:
+  Adapters make(const Layer& layer) const {
+    Adapters made;
+    for (size_t i = 0; i < layer.ranks.size(); ++i) {
+      const int64_t rank = layer.ranks[i];
+      made.a.push_back(floats(rank * layer.n_in, 10 + static_cast<uint32_t>(i)));
+      made.b.push_back(floats(layer.n_out * rank, 20 + static_cast<uint32_t>(i)));
+    }
+    for (size_t i = 0; i < layer.ranks.size(); ++i) {
+      made.tensors.emplace_back(place(), std::initializer_list<int64_t>{layer.ranks[i], layer.n_in},
+                                made.a[i]);
+      made.tensors.emplace_back(place(), std::initializer_list<int64_t>{layer.n_out, layer.ranks[i]},
+                                made.b[i]);
+      made.weights.push_back({made.tensors[2 * i], made.tensors[2 * i + 1], scale_of(i)});
+    }
+    return made;
+  }
+
+  static std::vector<double> reference(const Layer& layer, const Adapters& adapters,
+                                       const std::vector<int32_t>& chosen, const std::vector<float>& x,
+                                       const std::vector<float>& before) {
+    auto expected = in_double(before);
+    for (int64_t t = 0; t < layer.rows; ++t) {
+      if (chosen[static_cast<size_t>(t)] < 0) continue;
+      const auto which = static_cast<size_t>(chosen[static_cast<size_t>(t)]);
+      const int64_t rank = layer.ranks[which];
+      for (int64_t r = 0; r < rank; ++r) {
         double low = 0.0;
-        for (int64_t i = 0; i < n_in; ++i)
-          low += static_cast<double>(x[static_cast<size_t>(t * n_in + i)]) *
-                 static_cast<double>(adapter.a[static_cast<size_t>(r * n_in + i)]);
-        for (int64_t o = 0; o < n_out; ++o)
-          expected[static_cast<size_t>(t * n_out + o)] +=
-              static_cast<double>(adapter.scale) * low *
-              static_cast<double>(adapter.b[static_cast<size_t>(o * adapter.rank + r)]);
+        for (int64_t i = 0; i < layer.n_in; ++i)
+          low += static_cast<double>(x[static_cast<size_t>(t * layer.n_in + i)]) *
+                 static_cast<double>(adapters.a[which][static_cast<size_t>(r * layer.n_in + i)]);
+        for (int64_t o = 0; o < layer.n_out; ++o)
+          expected[static_cast<size_t>(t * layer.n_out + o)] +=
+              static_cast<double>(scale_of(which)) * low *
+              static_cast<double>(adapters.b[which][static_cast<size_t>(o * rank + r)]);
+      }
+    }
+    return expected;
+  }
+};
+SL_ON_DEVICES(LoraTest);
+
+TEST_P(LoraTest, AddsTheProductOfEachRowsAdapterAndLeavesTheRest) {
+  const std::vector<Layer> layers = {{57, 70, 101, {8, 3, 8}},
+                                     {1, 8, 8, {1}},
+                                     {0, 16, 24, {8}},
+                                     {16, 576, 960, {8, 8}},
+                                     {64, 3584, 512, {8, 8}},
+                                     {33, 512, 4608, {16, 8}},
+                                     {130, 200, 96, {64, 4}},
+                                     {300, 128, 64, {8, 8, 8}},
+                                     {40, 64, 72, {5, 32, 16, 8}}};
+  for (const Layer& layer : layers) {
+    const Adapters adapters = make(layer);
+    const auto count = static_cast<int64_t>(layer.ranks.size());
+    int64_t widest = 0;
+    for (const int64_t rank : layer.ranks) widest = std::max(widest, rank);
+    const auto x = floats(layer.rows * layer.n_in, 1);
+    const auto before = floats(layer.rows * layer.n_out, 2, std::sqrt(static_cast<float>(layer.n_in)));
+    for (const auto& chosen : {in_runs(layer.rows, count), mixed(layer.rows, count)}) {
+      for (const int64_t gap : {0, 3, 8}) {
+        SCOPED_TRACE(testing::Message() << layer.rows << " rows, " << layer.n_in << " to " << layer.n_out
+                                        << " adapters " << count << " gap " << gap);
+        const Stored x_t(place(), {layer.rows, layer.n_in}, x, gap);
+        const Stored out(place(), {layer.rows, layer.n_out}, before, gap);
+        const Guarded<float> scratch(device(), {layer.rows, widest});
+        const Guarded<int32_t> chosen_t(device(), {layer.rows}, chosen);
+        run(context(), Lora{.x = x_t,
+                            .out = out,
+                            .row_adapters = chosen_t,
+                            .adapters = adapters.weights,
+                            .scratch = scratch});
+        const auto after = out.read();
+        EXPECT_LT(relative_error(after, reference(layer, adapters, chosen, x, before)),
+                  tolerance(layer.n_in, storage()));
+        EXPECT_TRUE(out.surroundings_untouched() && scratch.surroundings_untouched());
+        for (int64_t t = 0; t < layer.rows; ++t) {
+          if (chosen[static_cast<size_t>(t)] >= 0) continue;
+          const auto begin = t * layer.n_out;
+          EXPECT_TRUE(
+              std::equal(after.begin() + begin, after.begin() + begin + layer.n_out, before.begin() + begin))
+              << "row " << t << " has no adapter";
+        }
       }
     }
   }
-  run(context(), Lora{.x = x_t, .out = out, .segments = segments, .scratch = scratch});
-  EXPECT_LT(relative_error(out.read(), expected), tolerance(n_in));
-  EXPECT_TRUE(out.surroundings_untouched() && scratch.surroundings_untouched());
-  const auto after = out.read();
-  for (int64_t row : {0, 1, 30, 32, 56}) {
-    for (int64_t o = 0; o < n_out; ++o) {
-      const size_t at = static_cast<size_t>(row * n_out + o);
-      EXPECT_EQ(after[at], before[at]) << "row without an adapter";
+}
+
+TEST_P(LoraTest, WithoutRowAdaptersAllRowsUseTheFirst) {
+  const Layer layer{19, 96, 70, {8, 8}};
+  const Adapters adapters = make(layer);
+  const auto x = floats(layer.rows * layer.n_in, 1), before = floats(layer.rows * layer.n_out, 2);
+  const Stored x_t(place(), {layer.rows, layer.n_in}, x), out(place(), {layer.rows, layer.n_out}, before);
+  const Guarded<float> scratch(device(), {layer.rows, 8});
+  run(context(), Lora{.x = x_t, .out = out, .adapters = adapters.weights, .scratch = scratch});
+  const std::vector<int32_t> first(19, 0);
+  EXPECT_LT(relative_error(out.read(), reference(layer, adapters, first, x, before)),
+            tolerance(layer.n_in, storage()));
+}
+
+// The same bits alone and among rows of the same and of other adapters, at every place.
+TEST_P(LoraTest, ARowDependsOnItselfAndItsAdapter) {
+  for (const Layer& layer : {Layer{40, 96, 70, {8, 8}}, Layer{100, 576, 512, {8, 8}}}) {
+    const Adapters adapters = make(layer);
+    const auto x = floats(layer.rows * layer.n_in, 1);
+    const auto apply = [&](int64_t begin, int64_t end, const std::vector<int32_t>& chosen) {
+      const std::vector<float> part(x.begin() + begin * layer.n_in, x.begin() + end * layer.n_in);
+      const std::vector<float> zeros(static_cast<size_t>((end - begin) * layer.n_out), 0.0F);
+      const Stored x_t(place(), {end - begin, layer.n_in}, part);
+      const Stored out(place(), {end - begin, layer.n_out}, zeros);
+      const Guarded<float> scratch(device(), {end - begin, 8});
+      const Guarded<int32_t> chosen_t(device(), {end - begin},
+                                      std::vector<int32_t>(chosen.begin() + begin, chosen.begin() + end));
+      run(deterministic(), Lora{.x = x_t,
+                                .out = out,
+                                .row_adapters = chosen_t,
+                                .adapters = adapters.weights,
+                                .scratch = scratch});
+      return out.read();
+    };
+    const auto chosen = mixed(layer.rows, 2);
+    const auto all = apply(0, layer.rows, chosen);
+    for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, 1}, {1, 8}, {8, 39}, {39, 40}}) {
+      const auto part = apply(begin, end, chosen);
+      EXPECT_TRUE(std::equal(part.begin(), part.end(), all.begin() + begin * layer.n_out)) << begin;
+    }
+    const auto uniform = apply(0, layer.rows, std::vector<int32_t>(static_cast<size_t>(layer.rows), 1));
+    for (int64_t t = 0; t < layer.rows; ++t) {
+      if (chosen[static_cast<size_t>(t)] != 1) continue;
+      EXPECT_TRUE(std::equal(uniform.begin() + t * layer.n_out, uniform.begin() + (t + 1) * layer.n_out,
+                             all.begin() + t * layer.n_out))
+          << t;
     }
   }
 }
 
-TEST_P(LoraTest, RowsDoNotDependOnTheirSegment) {
-  const int64_t rows = 40, n_in = 96, n_out = 70;
-  const auto x = random_floats(rows * n_in, 1);
-  const Guarded<float> a(device(), {8, n_in}, random_floats(8 * n_in, 2));
-  const Guarded<float> b(device(), {n_out, 8}, random_floats(n_out * 8, 3));
-  const Guarded<float> x_t(device(), {rows, n_in}, x), scratch(device(), {rows, 8});
-  const Guarded<float> whole(device(), {rows, n_out}, std::vector<float>(static_cast<size_t>(rows * n_out)));
-  const Guarded<float> pieces(device(), {rows, n_out}, std::vector<float>(static_cast<size_t>(rows * n_out)));
-  run(deterministic(), Lora{.x = x_t, .out = whole, .segments = {{0, rows, a, b, 2.0F}}, .scratch = scratch});
-  run(deterministic(), Lora{.x = x_t,
-                            .out = pieces,
-                            .segments = {{0, 1, a, b, 2.0F}, {1, 8, a, b, 2.0F}, {8, rows, a, b, 2.0F}},
-                            .scratch = scratch});
-  EXPECT_EQ(pieces.read(), whole.read());
-}
-
-TEST_P(LoraTest, RefusesASegmentOutsideTheRows) {
-  const Guarded<float> x(device(), {4, 6}), out(device(), {4, 5}), scratch(device(), {4, 2});
-  const Guarded<float> a(device(), {2, 6}), b(device(), {5, 2});
-  EXPECT_THROW(run(context(), Lora{.x = x, .out = out, .segments = {{2, 5, a, b, 1.0F}}, .scratch = scratch}),
-               BugError);
-  const Guarded<float> wide_a(device(), {3, 6}), wide_b(device(), {5, 3});
-  EXPECT_THROW(run(context(),
-                   Lora{.x = x, .out = out, .segments = {{0, 4, wide_a, wide_b, 1.0F}}, .scratch = scratch}),
-               BugError);
+TEST_P(LoraTest, RefusesWhatDoesNotFit) {
+  const Layer layer{4, 16, 24, {8}};
+  const Adapters adapters = make(layer);
+  const Stored x(place(), {4, 16}, floats(64, 1)), out(place(), {4, 24}, floats(96, 2));
+  const Stored narrow(place(), {4, 8}, floats(32, 1));
+  const Guarded<float> scratch(device(), {4, 8}), thin(device(), {4, 7});
+  const Guarded<int32_t> chosen(device(), {4}, {0, -1, 0, 0});
+  Lora op{.x = x, .out = out, .row_adapters = chosen, .adapters = adapters.weights, .scratch = scratch};
+  EXPECT_NO_THROW(run(context(), op));
+  op.scratch = thin;
+  EXPECT_THROW(run(context(), op), BugError);
+  op.scratch = scratch;
+  op.x = narrow;
+  EXPECT_THROW(run(context(), op), BugError);
+  if (!on_host()) return;
+  const Guarded<int32_t> unknown(device(), {4}, {0, 1, 0, 0});
+  op.x = x;
+  op.row_adapters = unknown;
+  EXPECT_THROW(run(context(), op), BugError);
 }
 
 }  // namespace

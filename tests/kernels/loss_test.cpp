@@ -1,8 +1,7 @@
 // Cross-entropy over slices of the vocabulary, the optimizer, and the sum of squares.
 #include <algorithm>
 
-#include "kernels/ops.hpp"
-#include "tests/support.hpp"
+#include "tests/kernels/on_devices.hpp"
 
 namespace sl::test {
 namespace {
@@ -87,6 +86,60 @@ TEST_P(LossTest, SlicesTogetherGiveTheLossAndItsGradient) {
             tolerance(vocabulary));
 }
 
+// Rows of a real vocabulary, with a gap so that rows begin anywhere; some targets are on other ranks.
+TEST_P(LossTest, MatchesTheHostOnLargeVocabularies) {
+  struct Size {
+    int64_t rows, vocabulary, gap;
+  };
+  for (const auto& [rows, vocabulary, gap] :
+       {Size{3, 152064, 0}, {5, 49153, 3}, {0, 128, 0}, {70, 1000, 8}}) {
+    const int64_t first_row = 100;
+    const auto logits = floats(rows * vocabulary, 1, 4.0F);
+    std::vector<int32_t> targets;
+    std::vector<float> weights, log_sum_exp;
+    for (int64_t i = 0; i < rows; ++i) {
+      targets.push_back(static_cast<int32_t>(i == 1 ? 5 : i == 2 ? -1 : first_row + vocabulary - 1 - 13 * i));
+      weights.push_back(0.01F * static_cast<float>(i + 1));
+      log_sum_exp.push_back(19.0F + static_cast<float>(i % 3));
+    }
+    struct Result {
+      std::vector<float> row_max, row_sum, target_logit, gradient;
+    };
+    const auto compute = [&](const Place& where, DType gradient_type) {
+      const Context here = context_of(where);
+      const Guarded<float> logits_t(where.device, {rows, vocabulary}, logits, gap);
+      const Stored gradient({where.device, gradient_type}, {rows, vocabulary}, logits, gap);
+      const Guarded<int32_t> targets_t(where.device, {rows}, targets);
+      const Guarded<float> row_max(where.device, {rows}), row_sum(where.device, {rows}),
+          target_logit(where.device, {rows});
+      const Guarded<float> log_sum_exp_t(where.device, {rows}, log_sum_exp),
+          weights_t(where.device, {rows}, weights);
+      run(here, CrossEntropyStats{.logits = logits_t,
+                                  .targets = targets_t,
+                                  .first_row = first_row,
+                                  .row_max = row_max,
+                                  .row_sum = row_sum,
+                                  .target_logit = target_logit});
+      run(here, CrossEntropyGradient{.logits = gradient,
+                                     .targets = targets_t,
+                                     .first_row = first_row,
+                                     .log_sum_exp = log_sum_exp_t,
+                                     .weights = weights_t});
+      EXPECT_TRUE(row_max.surroundings_untouched() && row_sum.surroundings_untouched() &&
+                  target_logit.surroundings_untouched() && gradient.surroundings_untouched());
+      return Result{row_max.read(), row_sum.read(), target_logit.read(), gradient.read()};
+    };
+    const Result expected = compute({}, DType::f32);
+    for (const DType gradient_type : {DType::f32, storage()}) {
+      const Result found = compute(place(), gradient_type);
+      EXPECT_EQ(found.row_max, expected.row_max);
+      EXPECT_EQ(found.target_logit, expected.target_logit);
+      EXPECT_LT(relative_error(found.row_sum, expected.row_sum), tolerance(vocabulary));
+      EXPECT_LT(relative_error(found.gradient, expected.gradient), tolerance(vocabulary, gradient_type));
+    }
+  }
+}
+
 TEST_P(LossTest, AdamWFollowsItsDefinition) {
   constexpr int64_t n = 1003;
   auto parameter = in_double(random_floats(n, 1));
@@ -124,14 +177,15 @@ TEST_P(LossTest, AdamWFollowsItsDefinition) {
 }
 
 TEST_P(LossTest, SumOfSquaresAddsInDouble) {
-  const auto x = random_floats(200001, 1);
-  const Guarded<float> x_t(device(), {200001}, x);
-  double expected = 1.5;
-  for (float value : x) expected += static_cast<double>(value) * static_cast<double>(value);
-  double result = 1.5;
-  run(context(), SumOfSquares{.x = x_t, .result = &result});
-  EXPECT_NEAR(result, expected, 1e-10 * expected);
-  EXPECT_THROW(run(context(), SumOfSquares{.x = x_t}), BugError);
+  for (const int64_t n : {0, 1, 3, 1000, 200001}) {
+    const auto x = floats(n, 1);
+    double expected = 1.5;
+    for (float value : x) expected += static_cast<double>(value) * static_cast<double>(value);
+    double result = 1.5;
+    run(context(), SumOfSquares{.x = Stored(place(), {n}, x), .result = &result});
+    EXPECT_NEAR(result, expected, 1e-10 * expected);
+  }
+  EXPECT_THROW(run(context(), SumOfSquares{.x = Stored(place(), {1})}), BugError);
 }
 
 }  // namespace

@@ -1,112 +1,17 @@
+// Drawing tokens, against the distribution by its definition and recorded ones.
 #include <algorithm>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 
 #include "core/rng.hpp"
-#include "kernels/ops.hpp"
-#include "tests/support.hpp"
+#include "tests/kernels/sampling_rows.hpp"
 
 namespace sl::test {
 namespace {
 
 using SamplingTest = OnDevices;
 SL_ON_DEVICES(SamplingTest);
-
-// One row of a call of Sample.
-struct Row {
-  std::vector<float> logits;
-  std::vector<int32_t> seen = {};
-  float temperature = 1.0F, top_p = 1.0F, penalty = 1.0F;
-  int32_t top_k = 0;
-  uint64_t stream = 1;
-  uint32_t position = 0;
-  bool ban = false;
-};
-
-// Rows go through the bitmap in reverse order of slots; those without seen tokens have none.
-std::vector<int32_t> sample(const Context& context, const std::vector<Row>& rows,
-                            const std::vector<int32_t>& banned = {}) {
-  const int64_t n = static_cast<int64_t>(rows.size()),
-                vocabulary = static_cast<int64_t>(rows[0].logits.size());
-  const int64_t words = (vocabulary + 31) / 32;
-  std::vector<float> logits, temperature, top_p, penalty;
-  std::vector<int32_t> slots, top_k, ban, mark_tokens, mark_slots;
-  std::vector<uint32_t> low, high, position;
-  for (const Row& row : rows) {
-    const int32_t slot = static_cast<int32_t>(rows.size() - 1 - slots.size());
-    logits.insert(logits.end(), row.logits.begin(), row.logits.end());
-    temperature.push_back(row.temperature);
-    top_p.push_back(row.top_p);
-    penalty.push_back(row.penalty);
-    top_k.push_back(row.top_k);
-    ban.push_back(row.ban ? 1 : 0);
-    low.push_back(static_cast<uint32_t>(row.stream));
-    high.push_back(static_cast<uint32_t>(row.stream >> 32));
-    position.push_back(row.position);
-    slots.push_back(row.seen.empty() ? -1 : slot);
-    mark_tokens.insert(mark_tokens.end(), row.seen.begin(), row.seen.end());
-    mark_slots.insert(mark_slots.end(), row.seen.size(), slot);
-  }
-  const Device device = context.device;
-  const auto marks = static_cast<int64_t>(mark_tokens.size());
-  const Guarded<uint32_t> seen(device, {n, words}, std::vector<uint32_t>(static_cast<size_t>(n * words)));
-  const Guarded<int32_t> tokens_t(device, {marks}, mark_tokens), mark_slots_t(device, {marks}, mark_slots);
-  run(context, MarkSeen{.tokens = tokens_t, .slots = mark_slots_t, .seen = seen});
-  EXPECT_TRUE(seen.surroundings_untouched());
-  const Guarded<float> logits_t(device, {n, vocabulary}, logits), temperature_t(device, {n}, temperature);
-  const Guarded<float> top_p_t(device, {n}, top_p), penalty_t(device, {n}, penalty);
-  const Guarded<int32_t> slots_t(device, {n}, slots), top_k_t(device, {n}, top_k), ban_t(device, {n}, ban);
-  const Guarded<uint32_t> low_t(device, {n}, low), high_t(device, {n}, high),
-      position_t(device, {n}, position);
-  const Guarded<int32_t> banned_t(device, {static_cast<int64_t>(banned.size())}, banned), out(device, {n});
-  run(context, Sample{.logits = logits_t,
-                      .seen = seen,
-                      .slots = slots_t,
-                      .temperature = temperature_t,
-                      .top_p = top_p_t,
-                      .penalty = penalty_t,
-                      .top_k = top_k_t,
-                      .stream_low = low_t,
-                      .stream_high = high_t,
-                      .position = position_t,
-                      .banned = banned_t,
-                      .ban = ban_t,
-                      .out = out});
-  EXPECT_TRUE(logits_t.surroundings_untouched() && out.surroundings_untouched());
-  return out.read();
-}
-
-// The distribution after penalty, temperature, top-k, top-p, by sorting everything.
-std::vector<double> distribution(const Row& row) {
-  std::vector<double> logits = in_double(row.logits);
-  std::vector<bool> seen(logits.size());
-  for (int32_t token : row.seen) seen[static_cast<size_t>(token)] = true;
-  std::vector<size_t> order(logits.size());
-  for (size_t i = 0; i < logits.size(); ++i) {
-    const double penalty = seen[i] ? static_cast<double>(row.penalty) : 1.0;
-    logits[i] =
-        (logits[i] > 0 ? logits[i] / penalty : logits[i] * penalty) / static_cast<double>(row.temperature);
-    order[i] = i;
-  }
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return logits[a] > logits[b]; });
-  size_t kept = order.size();
-  if (row.top_k > 0 && static_cast<size_t>(row.top_k) < kept) {
-    kept = static_cast<size_t>(row.top_k);
-    while (kept < order.size() && logits[order[kept]] == logits[order[kept - 1]]) ++kept;
-  }
-  double total = 0.0;
-  for (size_t i = 0; i < kept; ++i) total += std::exp(logits[order[i]] - logits[order[0]]);
-  const double wanted = row.top_p < 1.0F ? static_cast<double>(row.top_p) * total : 1e300;
-  std::vector<double> probabilities(logits.size(), 0.0);
-  double cumulated = 0.0;
-  for (size_t i = 0; i < kept && (i == 0 || cumulated < wanted); ++i) {
-    probabilities[order[i]] = std::exp(logits[order[i]] - logits[order[0]]);
-    cumulated += probabilities[order[i]];
-  }
-  for (double& p : probabilities) p /= cumulated;
-  return probabilities;
-}
 
 // Draws at many positions must be the inverse of the cumulated probabilities there, but for uniform numbers
 // so near to a border that rounding decides.
@@ -262,14 +167,51 @@ TEST_P(SamplingTest, ADrawDependsOnItsAddressAlone) {
 }
 
 TEST_P(SamplingTest, RefusesLogitsThatAreNotNumbers) {
-  Row good{.logits = random_floats(100, 1)}, nan = good, nothing = good;
+  Row good{.logits = random_floats(100, 1)}, nan = good, nothing = good, infinite = good;
   nan.logits[70] = NAN;
   nothing.logits.assign(100, -INFINITY);
-  EXPECT_THROW(sample(context(), {good, nan}), BugError);
-  nan.temperature = 0.0F;
-  EXPECT_THROW(sample(context(), {nan}), BugError);
-  EXPECT_THROW(sample(context(), {nothing}), BugError);
+  infinite.logits[3] = INFINITY;
+  for (Row* row : {&nan, &nothing, &infinite}) {
+    for (const float temperature : {1.0F, 0.0F}) {
+      for (const int32_t top_k : {0, 5}) {
+        row->temperature = temperature;
+        row->top_k = top_k;
+        if (on_host()) {
+          EXPECT_THROW(sample(context(), {good, *row}), BugError);
+        } else {
+          const auto drawn = sample(context(), {good, *row});
+          EXPECT_EQ(drawn[0], sample(context(), {good})[0]);
+          EXPECT_EQ(drawn[1], -1);
+        }
+      }
+    }
+  }
+  // A banned token may be anything.
+  nan.ban = true;
+  EXPECT_NE(sample(context(), {nan}, {70})[0], 70);
+  if (!on_host()) return;
   EXPECT_THROW(sample(context(), {good}, {100}), BugError) << "a banned token outside the vocabulary";
+}
+
+TEST_P(SamplingTest, NoRowsAreNoDraws) {
+  const Guarded<float> logits(device(), {0, 70}), numbers(device(), {0});
+  const Guarded<uint32_t> seen(device(), {2, 3}, std::vector<uint32_t>(6, 5)), addresses(device(), {0});
+  const Guarded<int32_t> integers(device(), {0});
+  run(context(), Sample{.logits = logits,
+                        .seen = seen,
+                        .slots = integers,
+                        .temperature = numbers,
+                        .top_p = numbers,
+                        .penalty = numbers,
+                        .top_k = integers,
+                        .stream_low = addresses,
+                        .stream_high = addresses,
+                        .position = addresses,
+                        .banned = integers,
+                        .ban = integers,
+                        .out = integers});
+  run(context(), MarkSeen{.tokens = integers, .slots = integers, .seen = seen});
+  EXPECT_EQ(seen.read(), std::vector<uint32_t>(6, 5));
 }
 
 TEST_P(SamplingTest, MarkSeenSetsBitsAndSkipsNegativeSlots) {
@@ -278,6 +220,7 @@ TEST_P(SamplingTest, MarkSeenSetsBitsAndSkipsNegativeSlots) {
   run(context(), MarkSeen{.tokens = tokens, .slots = slots, .seen = seen});
   EXPECT_EQ(seen.read(), (std::vector<uint32_t>{0, 1, 1, 0x80000001U, 0, 0x80000004U}));
   EXPECT_TRUE(seen.surroundings_untouched());
+  if (!on_host()) return;
   const Guarded<int32_t> outside(device(), {5}, {0, 1, 2, 96, 3});
   EXPECT_THROW(run(context(), MarkSeen{.tokens = outside, .slots = slots, .seen = seen}), BugError);
 }

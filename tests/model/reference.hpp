@@ -39,8 +39,12 @@ inline std::vector<double> paged_log_probabilities(const LoadedModel& model,
   const auto length = static_cast<int64_t>(tokens.size());
   const int64_t pages = (length + page_tokens - 1) / page_tokens;
   const Transformer transformer = model.transformer();
-  const KvCache cache(model.config(), model.shard(), transformer.context.device, pages, page_tokens);
-  Inference inference(transformer, chunk, chunk, pages);
+  const KvCache cache(model.config(), model.shard(), transformer.context.storage_place(), pages, page_tokens);
+  Inference inference(transformer, {.rows = chunk,
+                                    .sequences = 1,
+                                    .outputs = chunk,
+                                    .pages_per_sequence = pages,
+                                    .tokens_per_page = page_tokens});
   const auto page_of = [&](int64_t i) { return pages - 1 - i; };  // not in order
   std::vector<double> log_probabilities;
   for (int64_t begin = 0; begin < length; begin += chunk) {

@@ -36,6 +36,7 @@ Task<int64_t> asks(Engine& engine, Request request, bool again) {
 
 struct Load {
   int64_t rows, sequences, pages, page;
+  int64_t lag = 0;
 };
 
 class RandomLoad : public testing::TestWithParam<Load> {};
@@ -45,6 +46,7 @@ TEST_P(RandomLoad, InvariantsHoldAfterEveryStep) {
   const int32_t vocabulary = 40;
   const Tokenizer tokenizer = byte_tokenizer();
   FakeModel model(load.pages, load.page, vocabulary, load.sequences);
+  model.lag_steps = load.lag;
   Engine engine(model, tokenizer,
                 {.max_batch_rows = load.rows, .max_sequences = load.sequences, .max_positions = 150});
   int64_t widest = 0;
@@ -92,7 +94,10 @@ TEST_P(RandomLoad, InvariantsHoldAfterEveryStep) {
 
 INSTANTIATE_TEST_SUITE_P(Pools, RandomLoad,
                          testing::Values(Load{64, 16, 400, 4}, Load{32, 16, 40, 4}, Load{16, 8, 31, 4},
-                                         Load{5, 12, 120, 1}, Load{200, 40, 25, 8}, Load{16, 8, 6, 8}));
+                                         Load{5, 12, 120, 1}, Load{200, 40, 25, 8}, Load{16, 8, 6, 8},
+                                         Load{64, 16, 400, 4, 1}, Load{32, 16, 40, 4, 1},
+                                         Load{16, 8, 31, 4, 1}, Load{5, 12, 120, 1, 1},
+                                         Load{200, 40, 25, 8, 1}, Load{16, 8, 6, 8, 1}));
 
 TEST(Cancellation, ACoroutineMayDestroyAnotherThatIsReadyToo) {
   const Tokenizer tokenizer = byte_tokenizer();

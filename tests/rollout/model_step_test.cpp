@@ -33,7 +33,7 @@ class ModelStepTest : public testing::TestWithParam<Device> {
   const Device device_ = GetParam();
   const ModelConfig config_ = small_config();
   const Shard shard_{config_, 1, 0};
-  const Parameters parameters_ = random_parameters(config_, shard_, device_, 3);
+  const Parameters parameters_ = random_parameters(config_, shard_, Context{.device = device_}, 3);
   const std::unique_ptr<Communicator> alone_ = make_local_communicator();
   const Transformer model_{
       .context = {.device = device_, .deterministic = true},
@@ -116,7 +116,8 @@ TEST_P(ModelStepTest, GreedyTokensAreTheArgmaxOfWholeForwardPasses) {
   const auto completion = complete_all(engine, {request}).front();
   ASSERT_EQ(completion.tokens.size(), 30);
 
-  Inference inference(model_, 64, 1, 16);
+  Inference inference(
+      model_, {.rows = 64, .sequences = 1, .outputs = 1, .pages_per_sequence = 1, .tokens_per_page = 64});
   const KvCache cache(config_, shard_, device_, 1, 64);
   std::vector<int32_t> tokens = request.prompt;
   for (const int32_t token : completion.tokens) {

@@ -71,7 +71,7 @@ TEST(Scheduler, AMixedBatchOfPromptsAndDecodingRows) {
   EXPECT_EQ(plan.batch.output_rows, (Ints{0, 3}));
   EXPECT_EQ(plan.outputs, (Ids{0, 1}));
   EXPECT_TRUE(plan.rows.reset_slots.empty());
-  EXPECT_EQ(plan.rows.seen_tokens, (Ints{15, 23, 24, 25}));
+  EXPECT_EQ(plan.rows.seen_tokens, (Ints{23, 24, 25}));  // who drew 15 has marked it
   EXPECT_EQ(plan.rows.position, (std::vector<uint32_t>{6, 6}));
   EXPECT_EQ(scheduler.sequence(0).tokens, (Ints{10, 11, 12, 13, 14, 15, 16}));
 
@@ -277,6 +277,39 @@ TEST(Scheduler, SharedPagesAreForgottenOnRequest) {
   scheduler.clear_tree();
   scheduler.add(request_of({1, 2, 3}));
   EXPECT_EQ(advance(scheduler, 9).batch.tokens, (Ints{1, 2, 3}));
+}
+
+// A step planned while the tokens of the one before are being drawn names them by their rows.
+TEST(Scheduler, AStepIsPlannedBeforeTheTokensOfTheOneBeforeAreKnown) {
+  Scheduler scheduler({.max_batch_rows = 8, .max_sequences = 4, .max_positions = 100}, 10, 2);
+  Request short_request = request_of({30});
+  short_request.sampling.max_tokens = 1;
+  scheduler.add(request_of({10, 11}));
+  scheduler.add(request_of({20, 21, 22}));
+  scheduler.add(short_request);
+  StepPlan first, second, third;
+  scheduler.plan(first);
+  EXPECT_EQ(first.batch.tokens, (Ints{10, 11, 20, 21, 22, 30}));
+  scheduler.plan(second);
+  scheduler.check();
+  EXPECT_EQ(second.batch.tokens, (Ints{-1, -2}));  // the third sequence ends with what it draws
+  EXPECT_EQ(second.batch.positions, (Ints{2, 3}));
+  EXPECT_EQ(second.outputs, (Ids{0, 1}));
+  scheduler.take(first, Ints{12, 23, 31});
+  scheduler.check();
+  EXPECT_EQ(scheduler.sequence(0).tokens, (Ints{10, 11, 12, -1}));
+  EXPECT_EQ(scheduler.sequence(0).pending, 1);
+  EXPECT_EQ(scheduler.sequence(2).tokens, (Ints{30, 31}));
+  scheduler.remove(2);
+  scheduler.remove(0);  // its row is under way, and nobody waits for it any more
+  scheduler.plan(third);
+  scheduler.check();
+  EXPECT_EQ(third.batch.tokens, (Ints{-2}));
+  EXPECT_EQ(third.batch.positions, (Ints{4}));
+  scheduler.take(second, Ints{13, 24});
+  scheduler.take(third, Ints{25});
+  scheduler.check();
+  EXPECT_EQ(scheduler.sequence(1).tokens, (Ints{20, 21, 22, 23, 24, 25}));
 }
 
 TEST(Scheduler, NothingToDo) {

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <deque>
 #include <functional>
 #include <set>
 #include <span>
@@ -53,9 +54,17 @@ class FakeModel : public StepModel {
   int64_t tokens_per_page() const override { return tokens_per_page_; }
   int64_t vocabulary() const override { return vocabulary_; }
 
-  void run(const Batch& batch, const SamplingRows& rows, std::vector<int32_t>& sampled) override {
-    on_run(batch, rows);
+  int64_t lag() const override { return lag_steps; }
+
+  // A lagging model computes at once as well, and shows it later.
+  void launch(const Batch& sent, const SamplingRows& rows) override {
+    on_run(sent, rows);
     ++steps;
+    Batch batch = sent;
+    for (int32_t& token : batch.tokens) {
+      if (token < 0) token = drawn_.back().at(static_cast<size_t>(-1 - token));
+    }
+    std::vector<int32_t> sampled;
     const auto adapters = adapter_of_rows(batch);
     for (size_t row = 0; row < batch.tokens.size(); ++row) {
       if (batch.slots[row] < 0) continue;
@@ -68,10 +77,19 @@ class FakeModel : public StepModel {
     mark(rows);
     for (size_t i = 0; i < batch.output_rows.size(); ++i) {
       sampled.push_back(sample(batch, rows, i, contexts, adapters));
+      if (rows.slots[i] >= 0) seen_.at(static_cast<size_t>(rows.slots[i])).insert(sampled.back());
     }
+    drawn_.push_back(std::move(sampled));
+    ++not_collected_;
+  }
+
+  void collect(std::vector<int32_t>& sampled) override {
+    sampled = drawn_.at(drawn_.size() - not_collected_--);
+    while (drawn_.size() > not_collected_ + 1) drawn_.pop_front();
   }
 
   int64_t steps = 0;
+  int64_t lag_steps = 0;
 
  private:
   struct Entry {
@@ -157,6 +175,8 @@ class FakeModel : public StepModel {
   int64_t pages_, tokens_per_page_, vocabulary_;
   std::vector<Entry> memory_;
   std::vector<std::set<int32_t>> seen_;
+  std::deque<std::vector<int32_t>> drawn_;  // by steps: those not collected, and the one before them
+  size_t not_collected_ = 0;
 };
 
 // Token i < 256 is byte i; then the texts given; the last one is the special token "<end>".
