@@ -1,0 +1,135 @@
+// Hopper's path of PackedAttentionBackward: which calls it takes, the kernel of delta, tensor maps, launches.
+#include <algorithm>
+
+#include "kernels/cuda/packed_attention.hpp"
+#include "kernels/cuda/packed_backward_keys.cuh"
+#include "kernels/cuda/packed_backward_queries.cuh"
+
+namespace sl::cuda {
+namespace {
+
+__device__ PackedQueue keys_queue, queries_queue;
+
+// delta(row, head) = out . grad_out, into the first 4 bytes of that row's head in grad_qkv. D / 8 threads a
+// head.
+template <int D>
+__global__ void __launch_bounds__(256)
+    packed_delta_kernel(const bf16* out, const bf16* grad_out, bf16* grad_qkv, int64_t out_stride,
+                        int64_t grad_out_stride, int64_t grad_qkv_stride, int64_t rows, int query_heads) {
+  wait_for_previous();
+  start_next();
+  const int per_row = query_heads * (D / 8);
+  const int64_t item = blockIdx.x * int64_t{256} + threadIdx.x;
+  const int64_t row = item / per_row;
+  const int column = static_cast<int>(item % per_row) * 8;
+  float sum = 0.0F;
+  if (row < rows) {
+    const uint4 a = *reinterpret_cast<const uint4*>(out + row * out_stride + column);
+    const uint4 b = *reinterpret_cast<const uint4*>(grad_out + row * grad_out_stride + column);
+    const auto* x = reinterpret_cast<const __nv_bfloat162*>(&a);
+    const auto* y = reinterpret_cast<const __nv_bfloat162*>(&b);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 u = __bfloat1622float2(x[i]), v = __bfloat1622float2(y[i]);
+      sum += u.x * v.x + u.y * v.y;
+    }
+  }
+#pragma unroll
+  for (int step = D / 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xFFFFFFFFU, sum, step);
+  if (row < rows && column % D == 0)
+    *reinterpret_cast<float*>(grad_qkv + row * grad_qkv_stride + column) = sum;
+}
+
+template <class F, class Kernel>
+void launch_backward(const Context& context, Kernel kernel, int64_t work, const CUtensorMap (&maps)[3],
+                     const PackedBackwardParameters& p) {
+  SL_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(F::shared_bytes)));
+  const int64_t blocks = std::min<int64_t>(work, context.cuda->multiprocessors);
+  launch_kernel(context, kernel, dim3(static_cast<unsigned>(blocks)), dim3(F::threads), F::shared_bytes,
+                maps[0], maps[1], maps[2], p);
+}
+
+// The row of a matrix as chunks of 64 columns: one copy brings all chunks of a head of D.
+template <int D>
+CUtensorMap head_map(const Tensor& matrix, int64_t box_rows) {
+  return make_tensor_map(
+      matrix.raw(),
+      {{64, 64}, {matrix.rows(), box_rows, matrix.row_stride() * 2}, {matrix.columns() / 64, D / 64, 128}});
+}
+
+PackedQueue* address_of(PackedQueue& queue) {
+  void* address = nullptr;
+  SL_CUDA(cudaGetSymbolAddress(&address, queue));
+  return static_cast<PackedQueue*>(address);
+}
+
+PackedBackwardParameters backward_parameters(const PackedAttentionBackward& op, const PackedShape& shape) {
+  PackedBackwardParameters p = {};
+  p.offsets = pointer<int32_t>(op.offsets);
+  p.log_sum_exp = pointer<float>(op.log_sum_exp);
+  p.grad_qkv = pointer<bf16>(op.grad_qkv);
+  p.log_sum_exp_stride = op.log_sum_exp.row_stride();
+  p.grad_qkv_stride = op.grad_qkv.row_stride();
+  p.sequences = static_cast<int>(shape.sequences);
+  p.query_heads = static_cast<int>(shape.query_heads);
+  p.key_heads = static_cast<int>(shape.key_heads);
+  p.section_bytes = 16 << 20;
+  p.scale = op.scale;
+  return p;
+}
+
+template <int D>
+void launch_delta(const Context& context, const PackedAttentionBackward& op, const PackedShape& shape) {
+  const int64_t threads = shape.rows * shape.query_heads * (D / 8);
+  launch_kernel(context, packed_delta_kernel<D>, dim3(static_cast<unsigned>(ceil_div(threads, 256))),
+                dim3(256), 0, pointer<bf16>(op.out), pointer<bf16>(op.grad_out), pointer<bf16>(op.grad_qkv),
+                op.out.row_stride(), op.grad_out.row_stride(), op.grad_qkv.row_stride(), shape.rows,
+                shape.query_heads);
+}
+
+template <class F>
+void launch_keys(const Context& context, const PackedAttentionBackward& op, const PackedShape& shape) {
+  PackedBackwardParameters p = backward_parameters(op, shape);
+  p.queue = address_of(keys_queue);
+  launch_backward<F>(context, packed_backward_keys_kernel<F>, shape.most_tiles(F::rows) * shape.key_heads,
+                     {head_map<F::D>(op.qkv, F::rows), head_map<F::D>(op.qkv, F::queries),
+                      head_map<F::D>(op.grad_out, F::queries)},
+                     p);
+}
+
+template <class F>
+void launch_queries(const Context& context, const PackedAttentionBackward& op, const PackedShape& shape) {
+  PackedBackwardParameters p = backward_parameters(op, shape);
+  p.queue = address_of(queries_queue);
+  launch_backward<F>(
+      context, packed_backward_queries_kernel<F>, shape.most_tiles(F::rows) * shape.query_heads,
+      {head_map<F::D>(op.qkv, F::rows), head_map<F::D>(op.grad_out, F::rows), head_map<F::D>(op.qkv, F::N)},
+      p);
+}
+
+template <int D>
+void launch_all(const Context& context, const PackedAttentionBackward& op, const PackedShape& shape) {
+  launch_delta<D>(context, op, shape);
+  launch_keys<PackedBackwardKeys<D, 3, 1>>(context, op, shape);
+  launch_queries<PackedBackwardQueries<D, 96, 3, 2, true>>(context, op, shape);
+}
+
+}  // namespace
+
+bool packed_attention_backward_hopper(const Context& context, const PackedAttentionBackward& op,
+                                      const PackedShape& shape) {
+  if (context.cuda->compute_capability != 90 || op.qkv.dtype() != DType::bf16) return false;
+  for (const Tensor* matrix : {&op.qkv, &op.out, &op.grad_out, &op.grad_qkv})
+    if (!mappable(matrix->raw(), matrix->row_stride() * 2)) return false;
+  if (shape.head_dim == 128) {
+    launch_all<128>(context, op, shape);
+  } else if (shape.head_dim == 64) {
+    launch_all<64>(context, op, shape);
+  } else {
+    return false;
+  }
+  return true;
+}
+
+}  // namespace sl::cuda

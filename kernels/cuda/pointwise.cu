@@ -1,0 +1,254 @@
+// Operations element by element: the gated activation and its gradient, copy, addition, fills.
+#include <string>
+
+#include "kernels/cuda/philox.cuh"
+#include "kernels/cuda/rows.cuh"
+
+namespace sl {
+namespace {
+
+using namespace cuda;
+
+// What the storage dtype cannot show is not computed: with bf16, exp and the division are the fast ones (a
+// few units in the last place of a float).
+template <typename T>
+__device__ inline float sigmoid(float x) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    return __fdividef(1.0F, 1.0F + __expf(-x));
+  } else {
+    return 1.0F / (1.0F + expf(-x));
+  }
+}
+
+template <typename T>
+struct GatedActivation {
+  const T* gate_up;
+  int64_t gate_up_stride;
+  int64_t width;
+  T* out;
+  int64_t out_stride;
+
+  template <int N>
+  __device__ void at(int64_t row, int64_t column) const {
+    const T* gate = gate_up + row * gate_up_stride + column;
+    float g[N], u[N];
+    load(g, gate);
+    load(u, gate + width);
+#pragma unroll
+    for (int i = 0; i < N; ++i) u[i] *= g[i] * sigmoid<T>(g[i]);
+    store(out + row * out_stride + column, u);
+  }
+};
+
+// d silu(g) / d g = s (1 + g (1 - s)), s = sigmoid(g). The result may take the place of gate_up: a thread
+// reads its elements of all three before it writes.
+template <typename T>
+struct GatedActivationBackward {
+  const T* gate_up;
+  int64_t gate_up_stride;
+  int64_t width;
+  const T* grad_out;
+  int64_t grad_out_stride;
+  T* grad;
+  int64_t grad_stride;
+
+  template <int N>
+  __device__ void at(int64_t row, int64_t column) const {
+    const T* gate = gate_up + row * gate_up_stride + column;
+    float g[N], u[N], gy[N];
+    load(g, gate);
+    load(u, gate + width);
+    load(gy, grad_out + row * grad_out_stride + column);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const float s = sigmoid<T>(g[i]), gate_i = g[i];
+      g[i] = gy[i] * u[i] * s * (1.0F + gate_i * (1.0F - s));
+      u[i] = gy[i] * gate_i * s;
+    }
+    T* to = grad + row * grad_stride + column;
+    store(to, g);
+    store(to + width, u);
+  }
+};
+
+template <typename From, typename To>
+struct CopyElements {
+  const From* x;
+  int64_t x_stride;
+  To* out;
+  int64_t out_stride;
+
+  template <int N>
+  __device__ void at(int64_t row, int64_t column) const {
+    float values[N];
+    load(values, x + row * x_stride + column);
+    store(out + row * out_stride + column, values);
+  }
+};
+
+template <typename From, typename To>
+struct AddElements {
+  const From* x;
+  int64_t x_stride;
+  To* out;
+  int64_t out_stride;
+  float scale;
+
+  template <int N>
+  __device__ void at(int64_t row, int64_t column) const {
+    To* place = out + row * out_stride + column;
+    float values[N], sums[N];
+    load(values, x + row * x_stride + column);
+    load(sums, place);
+#pragma unroll
+    for (int i = 0; i < N; ++i) sums[i] += scale * values[i];
+    store(place, sums);
+  }
+};
+
+template <typename T>
+struct FillElements {
+  T* out;
+  int64_t stride;
+  float value;
+
+  template <int N>
+  __device__ void at(int64_t row, int64_t column) const {
+    float values[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] = value;
+    store(out + row * stride + column, values);
+  }
+};
+
+// Four numbers a block of Philox, counted through all rows.
+template <typename T>
+struct UniformElements {
+  T* out;
+  int64_t stride;
+  int64_t width;
+  float scale;
+  uint64_t stream;
+
+  template <int N>
+  __device__ void at(int64_t row, int64_t column) const {
+    const int64_t index = row * width + column;
+    const uint4 block = philox_block(stream, static_cast<uint64_t>(index) / 4);
+    const uint32_t draws[4] = {block.x, block.y, block.z, block.w};
+    float values[N];
+    if constexpr (N == 4) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) values[i] = scale * (2.0F * uniform_of(draws[i]) - 1.0F);
+    } else {
+      static_assert(N == 1);
+      uint32_t draw = draws[0];
+#pragma unroll
+      for (int i = 1; i < 4; ++i) {
+        if (index % 4 == i) draw = draws[i];
+      }
+      values[0] = scale * (2.0F * uniform_of(draw) - 1.0F);
+    }
+    store(out + row * stride + column, values);
+  }
+};
+
+// For two tensors of one shape; names the op when they are not.
+Flat flatten_both(const char* op, Device device, const Tensor& x, const Tensor& out) {
+  bool same = x.device() == device && out.device() == device && x.rank() == out.rank() && x.rank() > 0;
+  for (int i = 0; same && i < x.rank(); ++i) same = x.dim(i) == out.dim(i);
+  if (!same) throw BugError(std::string(op) + ": x is " + x.describe() + " but out is " + out.describe());
+  return flatten(x, x.contiguous() && out.contiguous());
+}
+
+}  // namespace
+
+template <>
+void launch<Device::cuda>(const Context& context, const SwiGlu& op) {
+  const DType storage = op.out.dtype();
+  const int64_t width = op.out.columns();
+  const Dims dims = match_shapes("SwiGlu", context.device,
+                                 {{"gate_up", op.gate_up, "TG", storage}, {"out", op.out, "TF", storage}},
+                                 {{'G', 2 * width}});
+  with_element_type(storage, [&](auto element) {
+    using T = decltype(element);
+    constexpr int n = elements_at_once<T>;
+    const bool aligned = width % n == 0 && rows_aligned(n, {&op.gate_up, &op.out});
+    for_each_element<n>(context, {dims['T'], width}, aligned,
+                        GatedActivation<T>{pointer<T>(op.gate_up), op.gate_up.row_stride(), width,
+                                           pointer<T>(op.out), op.out.row_stride()});
+  });
+}
+
+template <>
+void launch<Device::cuda>(const Context& context, const SwiGluBackward& op) {
+  const DType storage = op.grad_out.dtype();
+  const int64_t width = op.grad_out.columns();
+  const Dims dims = match_shapes("SwiGluBackward", context.device,
+                                 {{"gate_up", op.gate_up, "TG", storage},
+                                  {"grad_out", op.grad_out, "TF", storage},
+                                  {"grad_gate_up", op.grad_gate_up, "TG", storage}},
+                                 {{'G', 2 * width}});
+  with_element_type(storage, [&](auto element) {
+    using T = decltype(element);
+    constexpr int n = elements_at_once<T>;
+    const bool aligned = width % n == 0 && rows_aligned(n, {&op.gate_up, &op.grad_out, &op.grad_gate_up});
+    for_each_element<n>(
+        context, {dims['T'], width}, aligned,
+        GatedActivationBackward<T>{pointer<T>(op.gate_up), op.gate_up.row_stride(), width,
+                                   pointer<T>(op.grad_out), op.grad_out.row_stride(),
+                                   pointer<T>(op.grad_gate_up), op.grad_gate_up.row_stride()});
+  });
+}
+
+template <>
+void launch<Device::cuda>(const Context& context, const Copy& op) {
+  const Flat flat = flatten_both("Copy", context.device, op.x, op.out);
+  with_element_types(op.x.dtype(), op.out.dtype(), [&](auto from, auto to) {
+    using From = decltype(from);
+    using To = decltype(to);
+    constexpr int n = elements_at_once<From, To>;
+    for_each_element<n>(context, flat, rows_aligned(n, {&op.x, &op.out}, flat.rows == 1),
+                        CopyElements<From, To>{pointer<From>(op.x), op.x.row_stride(), pointer<To>(op.out),
+                                               op.out.row_stride()});
+  });
+}
+
+template <>
+void launch<Device::cuda>(const Context& context, const Add& op) {
+  const Flat flat = flatten_both("Add", context.device, op.x, op.out);
+  with_element_types(op.x.dtype(), op.out.dtype(), [&](auto from, auto to) {
+    using From = decltype(from);
+    using To = decltype(to);
+    constexpr int n = elements_at_once<From, To>;
+    for_each_element<n>(context, flat, rows_aligned(n, {&op.x, &op.out}, flat.rows == 1),
+                        AddElements<From, To>{pointer<From>(op.x), op.x.row_stride(), pointer<To>(op.out),
+                                              op.out.row_stride(), op.scale});
+  });
+}
+
+template <>
+void launch<Device::cuda>(const Context& context, const Fill& op) {
+  require(op.out.device() == context.device && op.out.defined(), "Fill: out is missing or elsewhere");
+  const Flat flat = flatten(op.out, op.out.contiguous());
+  with_element_type(op.out.dtype(), [&](auto element) {
+    using T = decltype(element);
+    constexpr int n = elements_at_once<T>;
+    for_each_element<n>(context, flat, rows_aligned(n, {&op.out}, flat.rows == 1),
+                        FillElements<T>{pointer<T>(op.out), op.out.row_stride(), op.value});
+  });
+}
+
+template <>
+void launch<Device::cuda>(const Context& context, const FillUniform& op) {
+  require(op.out.device() == context.device && op.out.defined(), "FillUniform: out is missing or elsewhere");
+  const Flat flat = flatten(op.out, op.out.contiguous());
+  with_element_type(op.out.dtype(), [&](auto element) {
+    using T = decltype(element);
+    const bool whole_blocks = flat.rows == 1 || flat.width % 4 == 0;
+    for_each_element<4>(
+        context, flat, whole_blocks && rows_aligned(4, {&op.out}, flat.rows == 1),
+        UniformElements<T>{pointer<T>(op.out), op.out.row_stride(), flat.width, op.width, op.stream});
+  });
+}
+
+}  // namespace sl

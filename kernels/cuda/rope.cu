@@ -1,0 +1,156 @@
+// Rotary position embedding in place on packed qkv rows, and the store of keys and values into pages.
+//
+// One block a row. Its threads first make the row's cosines and sines, once for all heads, and meanwhile the
+// numbers to rotate are on their way; then each rotates N numbers of the first half of a head with those of
+// the second half, and writes keys and values a second time, into their page. sincosf is the accurate one:
+// angles reach 10^5.
+#include "kernels/cuda/rows.cuh"
+
+namespace sl {
+namespace {
+
+using namespace cuda;
+
+template <typename T>
+struct RopeArguments {
+  T* qkv;
+  int64_t stride;
+  const int32_t* positions;
+  const float* frequencies;
+  int heads, half;  // heads to rotate; half the numbers of a head
+  float magnitude;
+  bool inverse;
+  // Pages (P, K, G, D) for the heads from first_key on, or nothing.
+  const int32_t* slots;
+  T *key_pages, *value_pages;
+  int first_key, key_heads, page_tokens;
+};
+
+constexpr int most_threads = 512;
+
+template <int N, typename T>
+__global__ void __launch_bounds__(most_threads) rope(const RopeArguments<T> a) {
+  extern __shared__ float angles[];  // cosines, then sines
+  float *cosines = angles, *sines = angles + a.half;
+  const int64_t t = blockIdx.x;
+  const int parts = a.half / N;  // of a half head
+  const int items = (a.slots == nullptr ? a.heads : a.heads + a.key_heads) * parts;
+  T* row = a.qkv + t * a.stride;
+  wait_for_previous();
+  start_next();
+  const float position = static_cast<float>(a.positions[t]);
+  const int64_t slot = a.slots == nullptr ? -1 : a.slots[t];
+
+  // The first item of each thread is loaded before the angles are made: usually it is the only one.
+  float x[N], y[N];
+  const auto place_of = [&](int item) { return row + (item / parts) * 2 * a.half + (item % parts) * N; };
+  const auto load_item = [&](int item) {
+    if (item >= items) return;
+    load(x, place_of(item));
+    load(y, place_of(item) + a.half);
+  };
+  int item = static_cast<int>(threadIdx.x);
+  load_item(item);
+  for (int i = static_cast<int>(threadIdx.x); i < a.half; i += blockDim.x) {
+    float sine, cosine;
+    sincosf(position * a.frequencies[i], &sine, &cosine);
+    cosines[i] = a.magnitude * cosine;
+    sines[i] = (a.inverse ? -a.magnitude : a.magnitude) * sine;
+  }
+  __syncthreads();
+  for (; item < items; item += blockDim.x, load_item(item)) {
+    const int head = item / parts, column = (item % parts) * N;
+    if (head < a.heads) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        const float c = cosines[column + i], s = sines[column + i], first = x[i];
+        x[i] = first * c - y[i] * s;
+        y[i] = y[i] * c + first * s;
+      }
+      store(place_of(item), x);
+      store(place_of(item) + a.half, y);
+    }
+    if (slot < 0 || head < a.first_key) continue;
+    const int kv_head = (head - a.first_key) % a.key_heads;
+    T* pages = head < a.first_key + a.key_heads ? a.key_pages : a.value_pages;
+    T* to =
+        pages +
+        ((slot / a.page_tokens * a.key_heads + kv_head) * a.page_tokens + slot % a.page_tokens) * 2 * a.half +
+        column;
+    store(to, x);
+    store(to + a.half, y);
+  }
+}
+
+template <typename T>
+void launch_rope(const Context& context, int64_t rows, bool aligned, const RopeArguments<T>& arguments) {
+  constexpr int n = elements_at_once<T>;
+  const bool wide = aligned && arguments.half % n == 0;
+  const int64_t items = (arguments.heads + int64_t{arguments.key_heads}) * arguments.half / (wide ? n : 1);
+  const int64_t threads = std::clamp<int64_t>(ceil_div(items, 32) * 32, 64, most_threads);
+  launch_kernel(context, wide ? rope<n, T> : rope<1, T>, static_cast<unsigned>(rows),
+                static_cast<unsigned>(threads), static_cast<size_t>(arguments.half) * 2 * sizeof(float),
+                arguments);
+}
+
+}  // namespace
+
+template <>
+void launch<Device::cuda>(const Context& context, const Rope& op) {
+  const Dims dims = match_shapes("Rope", context.device,
+                                 {{"qkv", op.qkv, "TW", op.qkv.dtype()},
+                                  {"positions", op.positions, "T", DType::i32},
+                                  {"frequencies", op.frequencies, "E"}},
+                                 {{'E', op.head_dim / 2}});
+  require(op.head_dim % 2 == 0 && op.heads >= 0 && op.heads * op.head_dim <= dims['W'],
+          "Rope: the heads to rotate do not fit the row");
+  with_element_type(op.qkv.dtype(), [&](auto element) {
+    using T = decltype(element);
+    launch_rope<T>(context, dims['T'], rows_aligned(elements_at_once<T>, {&op.qkv}),
+                   {.qkv = pointer<T>(op.qkv),
+                    .stride = op.qkv.row_stride(),
+                    .positions = op.positions.data<int32_t>(),
+                    .frequencies = op.frequencies.data<float>(),
+                    .heads = static_cast<int>(op.heads),
+                    .half = static_cast<int>(dims['E']),
+                    .magnitude = op.magnitude,
+                    .inverse = op.inverse});
+  });
+}
+
+template <>
+void launch<Device::cuda>(const Context& context, const RopeStoreKv& op) {
+  const DType storage = op.qkv.dtype();
+  const Dims dims = match_shapes("RopeStoreKv", context.device,
+                                 {{"qkv", op.qkv, "TW", storage},
+                                  {"positions", op.positions, "T", DType::i32},
+                                  {"slots", op.slots, "T", DType::i32},
+                                  {"key_pages", op.key_pages, "PKGD", storage},
+                                  {"value_pages", op.value_pages, "PKGD", storage},
+                                  {"frequencies", op.frequencies, "E"}});
+  const int64_t key_heads = dims['K'], head_dim = dims['D'], heads = dims['W'] / head_dim - key_heads;
+  require(heads >= key_heads && (heads + key_heads) * head_dim == dims['W'],
+          "RopeStoreKv: a row of qkv is not whole heads with keys and values");
+  require(2 * dims['E'] == head_dim, "RopeStoreKv: frequencies are not half a head");
+  with_element_type(storage, [&](auto element) {
+    using T = decltype(element);
+    launch_rope<T>(context, dims['T'],
+                   rows_aligned(elements_at_once<T>, {&op.qkv, &op.key_pages, &op.value_pages}),
+                   {.qkv = pointer<T>(op.qkv),
+                    .stride = op.qkv.row_stride(),
+                    .positions = op.positions.data<int32_t>(),
+                    .frequencies = op.frequencies.data<float>(),
+                    .heads = static_cast<int>(heads),
+                    .half = static_cast<int>(dims['E']),
+                    .magnitude = op.magnitude,
+                    .inverse = false,
+                    .slots = op.slots.data<int32_t>(),
+                    .key_pages = pointer<T>(op.key_pages),
+                    .value_pages = pointer<T>(op.value_pages),
+                    .first_key = static_cast<int>(heads - key_heads),
+                    .key_heads = static_cast<int>(key_heads),
+                    .page_tokens = static_cast<int>(dims['G'])});
+  });
+}
+
+}  // namespace sl
