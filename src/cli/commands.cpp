@@ -38,10 +38,16 @@ constexpr Command commands[] = {
      tokenize_command},
     {"detokenize", "token ids to texts", "--model MODEL --input tokens.jsonl --output texts.jsonl",
      detokenize_command},
-    {"bench linear", "the rate of a model's products alone, beside a large product's",
+    {"bench linear", "products of a model alone, beside what the machine allows",
      "--shape smollm2-135m --batch 32", bench_linear_command},
-    {"bench decode", "the rate of decoding, beside what its products alone would allow",
-     "--shape smollm2-135m --batch 32 --context 512", bench_decode_command},
+    {"bench attention", "attention alone, packed and paged", "--shape qwen2-7b --batch 64 --context 4096",
+     bench_attention_command},
+    {"bench sampling", "drawing tokens", "--shape qwen2-7b --batch 256", bench_sampling_command},
+    {"bench decode", "a step of decoding", "--shape smollm2-135m --batch 32 --context 512",
+     bench_decode_command},
+    {"bench prefill", "reading a prompt", "--shape smollm2-135m --context 2048", bench_prefill_command},
+    {"bench rollout", "the engine under the load of a stage",
+     "--shape smollm2-135m --input-tokens 100 --output-tokens 400 --count 64", bench_rollout_command},
 };
 
 std::string overview() {

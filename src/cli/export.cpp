@@ -52,6 +52,7 @@ int export_model(ExportChoice& choice) {
   const std::string output = fs::path(choice.output + "/").parent_path().string();
   if (fs::exists(output)) throw InputError("exists already", output, "choose another --output");
   const std::string partial = output + ".partial";
+  choice.model.device = on_host(choice.model.device, "export");
   Ranks ranks = start_ranks(choice.model);
   const auto model = load_model(open_model(choice.model.model), ranks);
   if (const std::optional<Adapter> adapter = load_chosen_adapter(choice.model, *model))

@@ -240,7 +240,7 @@ int generate_command(const Arguments& arguments) {
 
   const auto model = load_model(std::move(source), ranks);
   const std::optional<Adapter> adapter = load_chosen_adapter(options.model, *model);
-  const EngineLimits limits = engine_limits(options.engine, *model, longest);
+  const EngineLimits limits = engine_limits(options.engine, model->transformer(), longest);
   const EngineOptions engine_options{.max_batch_rows = limits.max_batch_rows,
                                      .max_sequences = limits.max_sequences,
                                      .max_positions = limits.max_positions};

@@ -8,9 +8,13 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 
 #include "core/buffer.hpp"
 #include "core/log.hpp"
+#include "dist/nccl.hpp"
+#include "kernels/device.hpp"
+#include "rollout/model_step.hpp"
 
 // OpenBLAS built with its own threads does not follow OpenMP's setting; another BLAS has no such function.
 extern "C" void openblas_set_num_threads(int) __attribute__((weak));
@@ -50,6 +54,19 @@ int64_t threads_of_rank(const ModelChoice& choice, const MpiSession& session, Co
   return std::getenv("OMP_NUM_THREADS") ? omp_get_max_threads() : share;
 }
 
+// Where it is remembered which algorithm is fastest for a product on this GPU; empty where there is no home.
+std::string algorithm_cache() {
+  const char* cache = std::getenv("XDG_CACHE_HOME");
+  const char* home = std::getenv("HOME");
+  const std::string folder = cache ? cache : home ? std::string(home) + "/.cache" : "";
+  if (folder.empty()) return "";
+  std::error_code refused;
+  std::filesystem::create_directories(folder + "/selflengthen", refused);
+  return refused ? "" : folder + "/selflengthen/products";
+}
+
+double gibibytes(int64_t bytes) { return static_cast<double>(bytes) / (int64_t{1} << 30); }
+
 }  // namespace
 
 const MpiSession* live_session() { return session_slot().get(); }
@@ -60,8 +77,16 @@ Ranks start_ranks(const ModelChoice& choice) {
   if (!session_slot()) session_slot() = std::make_unique<MpiSession>();
   const MpiSession& session = *session_slot();
   start_log(session.rank(), session.size(), choice.log_level);
-  Ranks ranks{session, make_groups(session, grid_of(session.size(), choice.tp)),
-              Context{.device = device, .deterministic = choice.deterministic}};
+  Ranks ranks{session, make_groups(session, grid_of(session.size(), choice.tp)), nullptr,
+              Context{.device = device,
+                      .deterministic = choice.deterministic,
+                      .storage = resolve_storage(choice.storage, device)}};
+  if (device == Device::cuda) {
+    ranks.gpu = open_gpu(static_cast<int>(session.node_rank() % gpu_count()), algorithm_cache());
+    ranks.context.cuda = ranks.gpu.get();
+    ranks.groups.tensor = with_nccl(std::move(ranks.groups.tensor), device_stream(ranks.context));
+    spdlog::debug("{}, {}", gpu_name(ranks.context), name_of(ranks.context.storage));
+  }
   const auto threads = static_cast<int>(threads_of_rank(choice, session, *ranks.groups.world));
   omp_set_num_threads(threads);
   if (openblas_set_num_threads) openblas_set_num_threads(threads);
@@ -70,7 +95,24 @@ Ranks start_ranks(const ModelChoice& choice) {
   return ranks;
 }
 
+void check_room(const ModelConfig& config, const Ranks& ranks) {
+  if (ranks.context.device != Device::cuda) return;
+  // The weights must leave some room for keys, values and activations.
+  constexpr int64_t least_besides = int64_t{1} << 30;
+  const int64_t bytes = config.parameters() * size_of(ranks.context.storage);
+  const int64_t available = free_device_bytes(ranks.context);
+  const int tp = ranks.groups.grid.tp;
+  if (bytes / tp + least_besides <= available) return;
+  int wanted = tp;
+  while (bytes / wanted + least_besides > available && wanted < 1024) wanted *= 2;
+  throw InputError(fmt::format("its weights need {:.1f} GiB a rank, of which {:.1f} GiB are free on the GPU",
+                               gibibytes(bytes / tp), gibibytes(available)),
+                   "--model",
+                   fmt::format("share them between more GPUs (--tp {}), or free the card", wanted));
+}
+
 std::unique_ptr<LoadedModel> load_model(ModelSource source, Ranks& ranks) {
+  check_room(source.config, ranks);
   auto model = std::make_unique<LoadedModel>(std::move(source), ranks.context, *ranks.groups.tensor);
   spdlog::debug("{}: {} layers, {} weights", model->source().path, model->config().layers,
                 model->config().parameters());
@@ -82,12 +124,22 @@ std::optional<Adapter> load_chosen_adapter(const ModelChoice& choice, const Load
   return model.adapter_from(choice.adapter);
 }
 
-EngineLimits engine_limits(const EngineChoice& choice, const LoadedModel& model, int64_t longest) {
-  const int64_t page_bytes = KvCache::bytes_per_page(model.config(), model.shard(), choice.page_tokens);
-  const int64_t held = (choice.kv_memory << 20) / page_bytes;
+EngineLimits engine_limits(const EngineChoice& chosen, const Transformer& model, int64_t longest) {
+  const EngineChoice choice = resolve_engine(chosen, model.context.device);
+  const int64_t page_bytes =
+      KvCache::bytes_per_page(*model.config, *model.shard, model.context.storage, choice.page_tokens);
+  int64_t memory = choice.kv_memory << 20;
+  if (memory == 0) {
+    constexpr int64_t reserve = int64_t{768} << 20;  // for libraries, graphs and adapters
+    const EngineOptions options{choice.max_batch_rows, choice.max_sequences, longest};
+    memory = free_device_bytes(model.context) - reserve -
+             ModelStep::bytes_besides_pages(model, options, choice.page_tokens);
+  }
+  const int64_t held = memory / page_bytes;
   if (held < 1) {
-    throw InputError(fmt::format("{} MiB do not hold one page of {} bytes", choice.kv_memory, page_bytes),
-                     "--kv-memory", "give more, or choose a smaller --page-tokens");
+    throw InputError(fmt::format("{} MiB do not hold one page of {} bytes", memory >> 20, page_bytes),
+                     "--kv-memory",
+                     "give more, choose a smaller --page-tokens, or more GPUs a replica (--tp)");
   }
   const int64_t useful = choice.max_sequences * ((longest + choice.page_tokens - 1) / choice.page_tokens) + 1;
   return {.tokens_per_page = choice.page_tokens,

@@ -21,6 +21,7 @@ void end_ranks();
 struct Ranks {
   const MpiSession& session;
   Groups groups;
+  std::shared_ptr<CudaState> gpu;  // of the context, where there is one
   Context context;
 
   bool first() const { return session.rank() == 0; }
@@ -28,12 +29,15 @@ struct Ranks {
   bool leader() const { return groups.place.tp_rank == 0; }
 };
 
-// Starts MPI (once a process) and the log, makes the groups of a grid of `choice.tp` by what that leaves, and
-// sets the threads. Collective over all ranks. InputError when tp does not divide the ranks or this build
-// lacks the device.
+// Starts MPI (once a process) and the log, makes the groups of a grid of `choice.tp` by what that leaves,
+// sets the threads, and opens a GPU: the ranks of a node take its GPUs in turn. Collective over all ranks.
+// InputError when tp does not divide the ranks or this build lacks the device.
 Ranks start_ranks(const ModelChoice& choice);
 
-// Reads this rank's share of the weights. Collective over the replica.
+// InputError when a GPU has no room for this rank's share of such a model, with the tp that would help.
+void check_room(const ModelConfig& config, const Ranks& ranks);
+// Reads this rank's share of the weights. Collective over the replica. InputError when a GPU has no room for
+// it, with the tp that would help.
 std::unique_ptr<LoadedModel> load_model(ModelSource source, Ranks& ranks);
 // The adapter the user named, if any.
 std::optional<Adapter> load_chosen_adapter(const ModelChoice& choice, const LoadedModel& model);
@@ -41,7 +45,7 @@ std::optional<Adapter> load_chosen_adapter(const ModelChoice& choice, const Load
 // The limits of an engine on this model whose sequences hold `longest` tokens at most: as many pages as the
 // memory holds, but no more than all sequences could use. InputError when not even one sequence of one page
 // fits.
-EngineLimits engine_limits(const EngineChoice& choice, const LoadedModel& model, int64_t longest);
+EngineLimits engine_limits(const EngineChoice& chosen, const Transformer& model, int64_t longest);
 
 // The memory table at debug level.
 void log_memory();

@@ -1,6 +1,10 @@
 #include "cli/options.hpp"
 
+#include <fmt/format.h>
+
 #include <limits>
+
+#include "kernels/device.hpp"
 
 namespace sl {
 namespace {
@@ -34,6 +38,10 @@ void add_model_options(CommandLine& line, ModelChoice& choice, bool with_adapter
   line.group("Model");
   line.add("model", choice.model, "Hugging Face folder, or .gguf file").value_name("PATH").required();
   if (with_adapter) line.add("adapter", choice.adapter, "LoRA adapter in PEFT's format").value_name("DIR");
+  add_machine_options(line, choice);
+}
+
+void add_machine_options(CommandLine& line, ModelChoice& choice) {
   line.group("Machine");
   line.add_choice("device", choice.device,
                   {{"auto", DeviceChoice::automatic},
@@ -41,6 +49,10 @@ void add_model_options(CommandLine& line, ModelChoice& choice, bool with_adapter
                    {"cuda", DeviceChoice::cuda},
                    {"debug", DeviceChoice::debug}},
                   "where the model runs; debug: CPU with protected memory, to find our mistakes");
+  line.add_choice(
+      "storage", choice.storage,
+      {{"auto", StorageChoice::automatic}, {"f32", StorageChoice::f32}, {"bf16", StorageChoice::bf16}},
+      "what weights and activations are stored as; auto: bf16 on a GPU, f32 elsewhere");
   line.add("tp", choice.tp, "ranks that share one replica of the model (tensor parallelism)", at_least(1));
   line.add("threads", choice.threads,
            "threads of a rank; 0: OMP_NUM_THREADS, else the rank's share of the node's cores", at_least(0));
@@ -55,23 +67,36 @@ Device resolve_device(DeviceChoice choice) {
   switch (choice) {
     case DeviceChoice::debug:
       return Device::debug;
+    case DeviceChoice::cpu:
+      return Device::cpu;
     case DeviceChoice::cuda:
-#if SELFLENGTHEN_CUDA
-      return Device::cuda;
-#else
+#if !SELFLENGTHEN_CUDA
       throw InputError("this build has no CUDA side", "--device",
                        "choose cpu, or build with the cuda preset");
 #endif
-    case DeviceChoice::cpu:
-      return Device::cpu;
-    case DeviceChoice::automatic:
-#if SELFLENGTHEN_CUDA
+      if (gpu_count() == 0)
+        throw InputError("no GPU, or no driver for one, is found", "--device cuda", "choose cpu");
       return Device::cuda;
-#else
-      return Device::cpu;
-#endif
+    case DeviceChoice::automatic:
+      return gpu_count() > 0 ? Device::cuda : Device::cpu;
   }
   throw BugError("unknown device");
+}
+
+DeviceChoice on_host(DeviceChoice choice, std::string_view command) {
+  if (choice == DeviceChoice::automatic) return DeviceChoice::cpu;
+  if (choice == DeviceChoice::cuda) {
+    throw InputError(fmt::format("`{}` works on CPU ranks only in this version", command), "--device cuda",
+                     "choose cpu");
+  }
+  return choice;
+}
+
+DType resolve_storage(StorageChoice choice, Device device) {
+  if (device == Device::cuda) return choice == StorageChoice::f32 ? DType::f32 : DType::bf16;
+  if (choice == StorageChoice::bf16)
+    throw InputError("bf16 needs a GPU", "--storage bf16", "choose f32, or --device cuda");
+  return DType::f32;
 }
 
 void add_sampling_options(CommandLine& line, SamplingParameters& sampling) {
@@ -92,10 +117,28 @@ void add_sampling_options(CommandLine& line, SamplingParameters& sampling) {
 
 void add_engine_options(CommandLine& line, EngineChoice& choice) {
   line.group("Rollout engine");
-  line.add("kv-memory", choice.kv_memory, "MiB for keys and values on a rank", at_least(1));
-  line.add("page-tokens", choice.page_tokens, "tokens of a page of keys and values", at_least(1));
-  line.add("max-sequences", choice.max_sequences, "sequences computed at the same time", at_least(1));
-  line.add("max-batch-rows", choice.max_batch_rows, "tokens of one step, prompts included", at_least(1));
+  line.add("kv-memory", choice.kv_memory,
+           "MiB for keys and values on a rank; 0: 1024, on a GPU all that is free", at_least(0));
+  line.add("page-tokens", choice.page_tokens,
+           "tokens of a page of keys and values; 0: 16, on a GPU 64 (there a multiple of 16)", at_least(0));
+  line.add("max-sequences", choice.max_sequences, "sequences computed at the same time; 0: 64, on a GPU 256",
+           at_least(0));
+  line.add("max-batch-rows", choice.max_batch_rows,
+           "tokens of one step, prompts included; 0: 256, on a GPU 2048", at_least(0));
+}
+
+EngineChoice resolve_engine(EngineChoice choice, Device device) {
+  const bool gpu = device == Device::cuda;
+  const auto settle = [](int64_t& value, int64_t automatic) { value = value == 0 ? automatic : value; };
+  settle(choice.kv_memory, gpu ? 0 : 1024);
+  settle(choice.page_tokens, gpu ? 64 : 16);
+  settle(choice.max_sequences, gpu ? 256 : 64);
+  settle(choice.max_batch_rows, gpu ? 2048 : 256);
+  if (gpu && choice.page_tokens % 16 != 0) {
+    throw InputError(fmt::format("pages of {} tokens are not a multiple of 16", choice.page_tokens),
+                     "--page-tokens", "choose 64, which suits a GPU");
+  }
+  return choice;
 }
 
 void add_training_options(CommandLine& line, TrainingOptions& training, TrainingChoice& choice) {

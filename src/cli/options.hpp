@@ -12,31 +12,40 @@
 namespace sl {
 
 enum class DeviceChoice : uint8_t { automatic, cpu, cuda, debug };
+enum class StorageChoice : uint8_t { automatic, f32, bf16 };
 
 // Which model, and how it runs.
 struct ModelChoice {
   std::string model;    // Hugging Face folder or .gguf file
   std::string adapter;  // folder in PEFT's format; empty: none
   DeviceChoice device = DeviceChoice::automatic;
+  StorageChoice storage = StorageChoice::automatic;
   int tp = 1;       // ranks that share one replica of the model
   int threads = 0;  // of a rank; 0: its share of the node's cores
   bool deterministic = false;
   std::string log_level = "info";
 };
 void add_model_options(CommandLine& line, ModelChoice& choice, bool with_adapter = true);
-// InputError when this build has no such device.
+// Those of them that say on what machine and how, not which model.
+void add_machine_options(CommandLine& line, ModelChoice& choice);
+// InputError when this build or machine has no such device. automatic: a GPU where there is one.
 Device resolve_device(DeviceChoice choice);
+// For commands that run on CPU ranks only: automatic is the CPU; InputError for a GPU.
+DeviceChoice on_host(DeviceChoice choice, std::string_view command);
+// What weights, activations and pages are stored as. InputError when the device does not have it.
+DType resolve_storage(StorageChoice choice, Device device);
 
 void add_sampling_options(CommandLine& line, SamplingParameters& sampling);
 
-// What the rollout engine may hold, as the user says it.
+// What the rollout engine may hold, as the user says it. 0: by the device.
 struct EngineChoice {
-  int64_t kv_memory = 1024;  // MiB of keys and values on a rank
-  int64_t page_tokens = 16;
-  int64_t max_sequences = 64;
-  int64_t max_batch_rows = 256;
+  int64_t kv_memory = 0;  // MiB of keys and values on a rank; still 0 on a GPU: what is free
+  int64_t page_tokens = 0;
+  int64_t max_sequences = 0;
+  int64_t max_batch_rows = 0;
 };
 void add_engine_options(CommandLine& line, EngineChoice& choice);
+EngineChoice resolve_engine(EngineChoice choice, Device device);
 
 // The activations' limit is said in MiB on the command line; 0: no limit.
 struct TrainingChoice {

@@ -73,6 +73,7 @@ const std::set<std::string, std::less<>> free_to_change = {"out",
                                                            "device",
                                                            "tp",
                                                            "threads",
+                                                           "storage",
                                                            "kv-memory",
                                                            "page-tokens",
                                                            "max-sequences",
@@ -164,7 +165,8 @@ int run_method(RunChoice& choice, const nlohmann::json& options) {
                                 0);
 
   const std::unique_ptr<LoadedModel> model = load_model(std::move(source), ranks);
-  const EngineLimits limits = engine_limits(choice.engine, *model, model->config().max_positions);
+  const EngineLimits limits =
+      engine_limits(choice.engine, model->transformer(), model->config().max_positions);
   log_memory();
   SharedCounters counters(ranks.session, 4);
   Progress progress(ranks.first(), ranks.groups.grid.dp);
@@ -214,6 +216,8 @@ int run_command(const Arguments& arguments) {
       "whether "
       "there is work left.");
   if (!line.parse(arguments)) return 0;
+  choice.model.device = on_host(choice.model.device, "run");
+  choice.engine = resolve_engine(choice.engine, Device::cpu);
   // Training finds the memory of the pages free, and a little more.
   if (choice.training.activation_memory == 0)
     choice.training.activation_memory = choice.engine.kv_memory + 256;

@@ -101,7 +101,8 @@ int train(TrainChoice& choice, const std::vector<std::vector<Message>>& conversa
   if (!choice.full()) {
     adapter = load_chosen_adapter(choice.model, *model);
     if (!adapter) {
-      adapter.emplace(model->config(), model->shard(), choice.options.lora, ranks.context.device, "adapter");
+      adapter.emplace(model->config(), model->shard(), choice.options.lora, ranks.context.storage_place(),
+                      "adapter");
       initialise(*adapter, choice.options.seed);
     }
   }
@@ -169,6 +170,7 @@ int train_command(const Arguments& arguments) {
   line.note("--adapter is where the training starts; with it, rank and alpha are that adapter's.");
   line.example("selflengthen train --model MODEL --data answers.jsonl --output my_adapter");
   if (!line.parse(arguments)) return 0;
+  choice.model.device = on_host(choice.model.device, "train");
   apply(choice.training, choice.options);
   if (choice.full() && !choice.model.adapter.empty()) {
     throw InputError("starts from an adapter, but all weights are to be trained", "--adapter",

@@ -1,0 +1,55 @@
+// What the measurements share: random weights of a named shape, and the ceilings of the machine, taken in the
+// same run. Every measurement prints one JSON line.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "cli/command_line.hpp"
+#include "cli/commands.hpp"
+#include "cli/launch.hpp"
+#include "cli/options.hpp"
+#include "model/config.hpp"
+
+namespace sl {
+
+struct BenchChoice {
+  ModelChoice model;
+  EngineChoice engine;
+  std::string shape = "smollm2-135m";
+  int64_t batch = 32;     // rows or sequences
+  int64_t context = 512;  // tokens of a sequence
+  int64_t repeats = 9;    // the median is reported
+  int64_t adapters = 0;   // rows take turns with so many
+  int64_t input_tokens = 200, output_tokens = 6000, count = 512;
+  double spread = 0.0;   // of the logarithm of the output's length
+  double seconds = 0.0;  // of steady state; 0: a whole stage
+};
+
+// Seconds of a call on the device: the median of `repeats`, after one call to warm up.
+double median_seconds(const Context& context, int64_t repeats, const std::function<void()>& call);
+
+void fill_randomly(const Context& context, const Tensor& tensor, uint64_t seed);
+
+struct Ceiling {
+  double copy_bytes_per_second = 0.0;  // bytes read and written
+  double flops_per_second = 0.0;       // of a large product of the storage dtype
+  nlohmann::json to_json() const;
+};
+Ceiling measure_ceiling(const Context& context);
+
+// Bytes that a step over `rows` sequences of `context` tokens must read: weights once, keys and values.
+double bytes_of_step(const ModelConfig& config, DType storage, int64_t rows, int64_t context);
+// Arithmetic of a token without its attention: two operations a weight of the blocks.
+double flops_of_token(const ModelConfig& config);
+
+nlohmann::json head_of_line(const Context& context, const char* what, const BenchChoice& choice);
+
+// Parses, starts one rank, measures, prints. `options` adds those of the measurement.
+int run_bench(const char* what, const char* summary, const char* example, const Arguments& arguments,
+              const std::function<void(CommandLine&, BenchChoice&)>& options,
+              nlohmann::json (*measure)(const Context&, const ModelConfig&, const BenchChoice&));
+
+}  // namespace sl

@@ -1,0 +1,404 @@
+// bench decode, prefill, rollout: whole steps, and the engine under load.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <numbers>
+
+#include "cli/bench.hpp"
+#include "cli/commands.hpp"
+#include "core/rng.hpp"
+#include "kernels/device.hpp"
+#include "rollout/engine.hpp"
+#include "rollout/flow.hpp"
+#include "rollout/model_step.hpp"
+
+namespace sl {
+namespace {
+
+using nlohmann::json;
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+// A model of random weights with as many random adapters as asked for.
+class RandomModel {
+ public:
+  RandomModel(const Context& context, const ModelConfig& config, int64_t adapters)
+      : config_(config),
+        alone_(make_local_communicator()),
+        shard_(config, 1, 0),
+        weights_(random_parameters(config, shard_, context, 1)),
+        transformer_{context, &config_, &shard_, &weights_, alone_.get()} {
+    adapters_.reserve(static_cast<size_t>(adapters));
+    for (int64_t i = 0; i < adapters; ++i) {
+      adapters_.emplace_back(config, shard_, LoraShape{}, context.storage_place(), "adapter");
+      fill_randomly(context, adapters_.back().flat(), static_cast<uint64_t>(100 + i));
+    }
+  }
+  const Transformer& transformer() const { return transformer_; }
+  std::vector<const Adapter*> adapters() const {
+    std::vector<const Adapter*> all;
+    for (const Adapter& adapter : adapters_) all.push_back(&adapter);
+    return all;
+  }
+
+ private:
+  ModelConfig config_;
+  std::unique_ptr<Communicator> alone_;
+  Shard shard_;
+  Parameters weights_;
+  Transformer transformer_;
+  std::vector<Adapter> adapters_;
+};
+
+void add_method_row(SamplingRows& rows, int64_t slot, int64_t position) {
+  rows.slots.push_back(static_cast<int32_t>(slot));
+  rows.temperature.push_back(0.7F);
+  rows.top_p.push_back(0.8F);
+  rows.penalty.push_back(1.1F);
+  rows.top_k.push_back(20);
+  rows.stream_low.push_back(static_cast<uint32_t>(slot));
+  rows.stream_high.push_back(0);
+  rows.position.push_back(static_cast<uint32_t>(position));
+  rows.ban.push_back(-1);
+  rows.choice.push_back(-1);
+}
+
+// Appends a sequence with pages of its own whose last `rows` of `context` tokens are computed.
+void add_sequence(Batch& batch, SamplingRows& sampling, int64_t rows, int64_t context, int64_t page_tokens,
+                  int64_t vocabulary) {
+  if (batch.query_offsets.empty()) batch.query_offsets.push_back(0);
+  const int64_t s = batch.sequences();
+  const int64_t first_page = s * batch.pages_per_sequence;
+  for (int64_t page = 0; page < batch.pages_per_sequence; ++page)
+    batch.page_tables.push_back(static_cast<int32_t>(first_page + page));
+  for (int64_t position = context - rows; position < context; ++position) {
+    batch.tokens.push_back(static_cast<int32_t>((7919 * position + 31 * s) % vocabulary));
+    batch.positions.push_back(static_cast<int32_t>(position));
+    batch.slots.push_back(static_cast<int32_t>(first_page * page_tokens + position));
+  }
+  batch.query_offsets.push_back(static_cast<int32_t>(batch.rows()));
+  batch.context_lengths.push_back(static_cast<int32_t>(context));
+  batch.output_rows.push_back(static_cast<int32_t>(batch.rows() - 1));
+  add_method_row(sampling, s, context);
+}
+
+// Sequences take turns with the adapters; the rows of one are together.
+void use_adapters(Batch& batch, int64_t adapters) {
+  for (int64_t i = 0; i < adapters; ++i) {
+    batch.segments.push_back(
+        {static_cast<int32_t>(i), i * batch.rows() / adapters, (i + 1) * batch.rows() / adapters});
+  }
+}
+
+// The time of a step while the next one is planned and sent, as the engine runs.
+double step_seconds(ModelStep& step, const Batch& batch, const SamplingRows& rows, int64_t repeats) {
+  std::vector<int32_t> sampled;
+  const auto steps = [&](int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      step.launch(batch, rows);
+      if (i >= step.lag()) step.collect(sampled);
+    }
+    for (int64_t i = 0; i < std::min(count, step.lag()); ++i) step.collect(sampled);
+  };
+  steps(3);
+  const auto begin = Clock::now();
+  steps(repeats);
+  return seconds_since(begin) / static_cast<double>(repeats);
+}
+
+json decode(const Context& context, const ModelConfig& config, const BenchChoice& choice) {
+  const Ceiling ceiling = measure_ceiling(context);
+  const RandomModel model(context, config, choice.adapters);
+  const int64_t page_tokens = choice.engine.page_tokens;
+  Batch batch;
+  SamplingRows rows;
+  batch.pages_per_sequence = (choice.context + page_tokens - 1) / page_tokens;
+  for (int64_t s = 0; s < choice.batch; ++s)
+    add_sequence(batch, rows, 1, choice.context, page_tokens, config.vocabulary);
+  use_adapters(batch, choice.adapters);
+  const EngineOptions options{.max_batch_rows = choice.batch,
+                              .max_sequences = choice.batch,
+                              .max_positions = batch.pages_per_sequence * page_tokens};
+  ModelStep step(model.transformer(), options, choice.batch * batch.pages_per_sequence, page_tokens);
+  step.set_adapters(model.adapters());
+  const double seconds = step_seconds(step, batch, rows, 3 * choice.repeats);
+
+  const double bytes = bytes_of_step(config, context.storage, choice.batch, choice.context);
+  const double flops =
+      static_cast<double>(choice.batch) *
+      (flops_of_token(config) + 2.0 * static_cast<double>(config.vocabulary * config.hidden));
+  const double floor = std::max(bytes / ceiling.copy_bytes_per_second, flops / ceiling.flops_per_second);
+  json line = head_of_line(context, "decode", choice);
+  line["batch"] = choice.batch;
+  line["context"] = choice.context;
+  line["adapters"] = choice.adapters;
+  line["milliseconds"] = 1e3 * seconds;
+  line["tokens_per_second"] = static_cast<double>(choice.batch) / seconds;
+  line["gigabytes"] = 1e-9 * bytes;
+  line["floor_milliseconds"] = 1e3 * floor;
+  line["ceiling"] = ceiling.to_json();
+  line["ratio"] = floor / seconds;
+  return line;
+}
+
+json prefill(const Context& context, const ModelConfig& config, const BenchChoice& choice) {
+  const Ceiling ceiling = measure_ceiling(context);
+  const RandomModel model(context, config, choice.adapters);
+  const int64_t page_tokens = choice.engine.page_tokens;
+  const int64_t chunk = std::min(choice.context, choice.engine.max_batch_rows);
+  const EngineOptions options{
+      .max_batch_rows = chunk, .max_sequences = 1, .max_positions = choice.context + page_tokens};
+  const int64_t pages = (choice.context + page_tokens - 1) / page_tokens;
+  ModelStep step(model.transformer(), options, pages, page_tokens);
+  step.set_adapters(model.adapters());
+  std::vector<Batch> batches;
+  std::vector<SamplingRows> samplings;
+  for (int64_t end = std::min(chunk, choice.context), begin = 0; begin < choice.context;
+       begin = end, end = std::min(end + chunk, choice.context)) {
+    Batch& batch = batches.emplace_back();
+    batch.pages_per_sequence = pages;
+    add_sequence(batch, samplings.emplace_back(), end - begin, end, page_tokens, config.vocabulary);
+    use_adapters(batch, std::min<int64_t>(choice.adapters, 1));
+  }
+  std::vector<int32_t> sampled;
+  const double seconds = median_seconds(context, choice.repeats, [&] {
+    for (size_t i = 0; i < batches.size(); ++i) {
+      step.launch(batches[i], samplings[i]);
+      step.collect(sampled);
+    }
+  });
+  const auto tokens = static_cast<double>(choice.context);
+  const double attention =
+      2.0 * tokens * tokens * static_cast<double>(config.layers * config.heads * config.head_dim);
+  const double flops = tokens * flops_of_token(config) + attention;
+  json line = head_of_line(context, "prefill", choice);
+  line["context"] = choice.context;
+  line["chunk"] = chunk;
+  line["adapters"] = choice.adapters;
+  line["milliseconds"] = 1e3 * seconds;
+  line["tokens_per_second"] = tokens / seconds;
+  line["tflops"] = 1e-12 * flops / seconds;
+  line["ceiling"] = ceiling.to_json();
+  line["ratio"] = flops / seconds / ceiling.flops_per_second;
+  return line;
+}
+
+// Tokens of random text: token i is " w<i>".
+Tokenizer numbered_tokenizer(int64_t vocabulary) {
+  TokenizerSpec spec;
+  spec.where = "bench";
+  for (int byte = 0; byte < 256; ++byte) spec.tokens.emplace_back(1, static_cast<char>(byte));
+  for (int64_t i = 256; i < vocabulary; ++i) spec.tokens.push_back(" w" + std::to_string(i));
+  return Tokenizer(std::move(spec));
+}
+
+// The load of a stage: pairs of requests share a prompt; lengths of the output are fixed, or log-normal
+// around
+// --output-tokens and cut at twice that, as those of a real stage.
+class Load {
+ public:
+  Load(const ModelConfig& config, const BenchChoice& choice) : config_(config), choice_(choice) {}
+
+  int64_t longest() const {
+    return choice_.input_tokens + (choice_.spread > 0.0 ? 2 : 1) * choice_.output_tokens;
+  }
+
+  // `progress` in [0, 1): that share of the output has been generated already, and is part of the prompt.
+  Request request(int64_t number, double progress) {
+    Request request;
+    Random prompt({.seed = 1, .sample = number / 2});
+    for (int64_t i = 0; i < choice_.input_tokens; ++i)
+      request.prompt.push_back(static_cast<int32_t>(prompt.below(config_.vocabulary)));
+    Random own({.seed = 2, .sample = number});
+    int64_t length = choice_.output_tokens;
+    if (choice_.spread > 0.0) {
+      const double normal =
+          std::sqrt(-2.0 * std::log(1.0 - own.uniform())) * std::cos(2.0 * std::numbers::pi * own.uniform());
+      length =
+          std::clamp<int64_t>(std::llround(static_cast<double>(length) * std::exp(choice_.spread * normal)),
+                              1, 2 * choice_.output_tokens);
+    }
+    const int64_t before =
+        std::min<int64_t>(length - 1, std::llround(progress * static_cast<double>(length)));
+    for (int64_t i = 0; i < before; ++i)
+      request.prompt.push_back(static_cast<int32_t>(own.below(config_.vocabulary)));
+    request.sampling.max_tokens = length - before;
+    request.sampling.stop = {};
+    request.stream = static_cast<uint64_t>(number);
+    request.adapter = choice_.adapters > 0 ? static_cast<int32_t>(number % choice_.adapters) : -1;
+    request.watch = Language::en;
+    return request;
+  }
+
+ private:
+  const ModelConfig& config_;
+  const BenchChoice& choice_;
+};
+
+Task<int64_t> complete(Engine& engine, Request request) {
+  co_return std::ssize((co_await engine.complete(std::move(request))).tokens);
+}
+
+// Keeps `most` requests in the engine; what it has done since start().
+class Drive {
+ public:
+  Drive(Engine& engine, Load& load, int64_t most) : engine_(engine), load_(load), most_(most) {}
+
+  void start(double progress) {
+    tasks_.push_back(complete(engine_, load_.request(started_++, progress)));
+    tasks_.back().start();
+  }
+  bool step(int64_t count) {
+    while (std::ssize(tasks_) < most_ && started_ < count) start(0.0);
+    if (tasks_.empty()) return false;
+    engine_.step();
+    std::erase_if(tasks_, [](const Task<int64_t>& task) { return task.done(); });
+    return true;
+  }
+  int64_t started() const { return started_; }
+
+ private:
+  Engine& engine_;
+  Load& load_;
+  int64_t most_;
+  int64_t started_ = 0;
+  std::vector<Task<int64_t>> tasks_;
+};
+
+json rollout(const Context& context, const ModelConfig& config, const BenchChoice& choice) {
+  const Ceiling ceiling = measure_ceiling(context);
+  const RandomModel model(context, config, choice.adapters);
+  Load load(config, choice);
+  const EngineLimits limits = engine_limits(choice.engine, model.transformer(), load.longest() + 1);
+  const EngineOptions options{.max_batch_rows = limits.max_batch_rows,
+                              .max_sequences = limits.max_sequences,
+                              .max_positions = limits.max_positions};
+  ModelStep step(model.transformer(), options, limits.pages, limits.tokens_per_page);
+  step.set_adapters(model.adapters());
+  const Tokenizer tokenizer = numbered_tokenizer(config.vocabulary);
+  Engine engine(step, tokenizer, options);
+  // As many at a time as fit on average when half done, so that nothing has to give way.
+  const int64_t average = choice.input_tokens + choice.output_tokens / 2;
+  const int64_t fit = limits.pages * limits.tokens_per_page * 95 / (100 * average);
+  const int64_t most = std::clamp<int64_t>(fit, 1, limits.max_sequences);
+  Drive drive(engine, load, choice.seconds > 0.0 ? most : limits.max_sequences);
+
+  json line = head_of_line(context, "rollout", choice);
+  int64_t count = choice.count;
+  if (choice.seconds > 0.0) {
+    // As in the middle of a long stage: every sequence is somewhere on its way.
+    count = std::numeric_limits<int64_t>::max();
+    Random random({.seed = 3});
+    for (int64_t i = 0; i < most; ++i) drive.start(random.uniform());
+    const int64_t wanted = most * 9 / 10;
+    while (engine.statistics().generated_tokens < 8 * wanted) drive.step(count);
+  }
+  const EngineStatistics before = engine.statistics();
+  const auto begin = Clock::now();
+  // The tail begins when the last request has been taken.
+  double until_tail = 0.0;
+  int64_t tokens_until_tail = 0, most_running = 0;
+  while (drive.step(count)) {
+    const EngineStatistics now = engine.statistics();
+    most_running = std::max(most_running, now.running);
+    if (until_tail == 0.0 && drive.started() >= count && now.waiting == 0) {
+      until_tail = seconds_since(begin);
+      tokens_until_tail = now.generated_tokens - before.generated_tokens;
+    }
+    if (choice.seconds > 0.0 && seconds_since(begin) >= choice.seconds) break;
+  }
+  const double seconds = seconds_since(begin);
+  const EngineStatistics after = engine.statistics();
+  const auto tokens = static_cast<double>(after.generated_tokens - before.generated_tokens);
+  line["input_tokens"] = choice.input_tokens;
+  line["output_tokens"] = choice.output_tokens;
+  line["spread"] = choice.spread;
+  line["adapters"] = choice.adapters;
+  line["sequences"] = most_running;
+  line["pages"] = limits.pages;
+  line["seconds"] = seconds;
+  line["tokens_per_second"] = tokens / seconds;
+  if (choice.seconds == 0.0) {
+    line["count"] = choice.count;
+    if (until_tail > 0.0)
+      line["tokens_per_second_before_tail"] = static_cast<double>(tokens_until_tail) / until_tail;
+  }
+  line["steps"] = after.steps - before.steps;
+  line["prompt_tokens_computed"] = after.prompt_tokens_computed - before.prompt_tokens_computed;
+  line["prompt_tokens_shared"] = after.prompt_tokens_shared - before.prompt_tokens_shared;
+  line["recomputed_tokens"] = after.recomputed_tokens - before.recomputed_tokens;
+  line["early_stops"] = after.hopeless_stops - before.hopeless_stops;
+  line["early_stop_tokens"] = after.hopeless_tokens - before.hopeless_tokens;
+  // What a step of that many sequences, half done on average, must read.
+  const double bytes = bytes_of_step(config, context.storage, most_running, average);
+  const double floor = static_cast<double>(most_running) * ceiling.copy_bytes_per_second / bytes;
+  line["floor_tokens_per_second"] = floor;
+  line["ceiling"] = ceiling.to_json();
+  line["ratio"] = tokens / seconds / floor;
+  return line;
+}
+
+void adapters_option(CommandLine& line, BenchChoice& choice) {
+  line.add("adapters", choice.adapters, "random LoRA adapters of rank 8 that rows take turns with; 0: none",
+           at_least(0));
+}
+
+}  // namespace
+
+int bench_decode_command(const Arguments& arguments) {
+  return run_bench(
+      "decode",
+      "A step of decoding, sampling included, beside the time its bytes (weights, keys and values) need at "
+      "the "
+      "rate of a copy.",
+      "--shape smollm2-135m --batch 32 --context 512", arguments,
+      [](CommandLine& line, BenchChoice& choice) {
+        line.add("batch", choice.batch, "sequences", at_least(1));
+        line.add("context", choice.context, "tokens of every sequence", at_least(1));
+        adapters_option(line, choice);
+        add_engine_options(line, choice.engine);
+      },
+      decode);
+}
+
+int bench_prefill_command(const Arguments& arguments) {
+  return run_bench(
+      "prefill", "Reading one prompt, in chunks of --max-batch-rows, beside the rate of a large product.",
+      "--shape qwen2-7b --context 8192 --max-batch-rows 8192", arguments,
+      [](CommandLine& line, BenchChoice& choice) {
+        line.add("context", choice.context, "tokens of the prompt", at_least(1));
+        adapters_option(line, choice);
+        add_engine_options(line, choice.engine);
+      },
+      prefill);
+}
+
+int bench_rollout_command(const Arguments& arguments) {
+  return run_bench(
+      "rollout",
+      "The engine under the load of a stage: pairs of requests with a shared prompt, the method's sampling, "
+      "the "
+      "watch for repetitions.",
+      "--shape qwen2-7b --input-tokens 200 --output-tokens 6000 --seconds 20", arguments,
+      [](CommandLine& line, BenchChoice& choice) {
+        line.add("input-tokens", choice.input_tokens, "of a prompt", at_least(1));
+        line.add("output-tokens", choice.output_tokens, "of a response", at_least(1));
+        line.add("spread", choice.spread,
+                 "standard deviation of the logarithm of a response's length, cut at twice --output-tokens; "
+                 "0: all "
+                 "are as long",
+                 at_least(0));
+        line.add("count", choice.count, "responses of a whole stage", at_least(1));
+        line.add("seconds", choice.seconds,
+                 "instead of a stage: measure so long in steady state, every sequence somewhere on its way",
+                 at_least(0));
+        adapters_option(line, choice);
+        add_engine_options(line, choice.engine);
+      },
+      rollout);
+}
+
+}  // namespace sl
