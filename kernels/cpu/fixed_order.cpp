@@ -19,7 +19,7 @@ void dot_tile(ConstRows a, ConstRows b, int64_t k, float alpha, Rows out) {
     for (int j = 0; j < N; ++j) bs[j] = part_of(b[j]);
     for (int i = 0; i < M; ++i) {
       const Lanes ai = part_of(a[i]);
-      for (int j = 0; j < N; ++j) sums[i][j] += ai * bs[j];
+      for (int j = 0; j < N; ++j) multiply_add(sums[i][j], ai, bs[j]);
     }
   };
   int64_t p = 0;
@@ -51,7 +51,8 @@ void weighted_tile(ConstRows p, ConstRows v, int64_t n, Rows out) {
     Lanes vs[N];
     for (int d = 0; d < N; ++d) vs[d] = load(v[j] + d * lanes);
     for (int i = 0; i < M; ++i) {
-      for (int d = 0; d < N; ++d) sums[i][d] += p[i][j] * vs[d];
+      const Lanes weight = all_lanes(p[i][j]);
+      for (int d = 0; d < N; ++d) multiply_add(sums[i][d], weight, vs[d]);
     }
   }
   for (int i = 0; i < M; ++i) {
@@ -97,7 +98,7 @@ void add_weighted_rows(ConstRows p, int64_t m, ConstRows v, int64_t n, int64_t w
       weighted_tile_of<tile_rows, 1>(m - i, pi, {v.data + d, v.stride}, n, {out[i] + d, out.stride});
     for (; d < width; ++d) {
       for (int64_t row = i; row < std::min(m, i + tile_rows); ++row) {
-        for (int64_t j = 0; j < n; ++j) out[row][d] += p[row][j] * v[j][d];
+        for (int64_t j = 0; j < n; ++j) multiply_add(out[row][d], p[row][j], v[j][d]);
       }
     }
   }

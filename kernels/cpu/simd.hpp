@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__FMA__)
+#include <immintrin.h>
+#endif
+
 namespace sl {
 
 #if defined(__AVX512F__)
@@ -31,6 +35,27 @@ inline Lanes load_part(const float* from, int64_t n) {
 }
 
 inline void store(float* to, const Lanes& from) { std::memcpy(to, &from, sizeof from); }
+
+// sum += a * b, with one rounding wherever the processor can. Said explicitly: left to itself, the compiler
+// may fuse the two in one tile and not in another, and then bits depend on the tile.
+inline void multiply_add(Lanes& sum, const Lanes& a, const Lanes& b) {
+#if defined(__AVX512F__)
+  sum = _mm512_fmadd_ps(a, b, sum);
+#elif defined(__FMA__)
+  sum = _mm256_fmadd_ps(a, b, sum);
+#else
+  sum += a * b;
+#endif
+}
+inline void multiply_add(float& sum, float a, float b) {
+#if defined(__FMA__)
+  sum = __builtin_fmaf(a, b, sum);
+#else
+  sum += a * b;
+#endif
+}
+
+inline Lanes all_lanes(float value) { return value - Lanes{}; }
 
 // Halves are added to each other until one number is left.
 inline float sum(const Lanes& values) {

@@ -24,7 +24,7 @@ std::vector<int> few_rows_candidates(int64_t m);
 // and on the weights only. For any m: `configuration` counts for the rows that fit it.
 void run_few_rows(const Context& context, const Gemm& op, void* out, int configuration);
 
-struct FewRowsTuning { int groups = 2, small_groups = 2, splits = 4, budget = 112, trigger = 100, prefetch = 0, keep = 0, carve = 1; };
+struct FewRowsTuning { int groups = 2, small_groups = 2, splits = 4, budget = 112, trigger = 100, prefetch = 0, keep = 0, carve = 1, warm = 1; };
 extern unsigned long long* few_rows_trace;
 extern std::vector<FewRowsTuning> few_rows_tunings;
 }  // namespace sl

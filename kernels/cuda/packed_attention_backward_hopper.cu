@@ -111,8 +111,8 @@ void launch_queries(const Context& context, const PackedAttentionBackward& op, c
 template <int D>
 void launch_all(const Context& context, const PackedAttentionBackward& op, const PackedShape& shape) {
   launch_delta<D>(context, op, shape);
-  launch_keys<PackedBackwardKeys<D, 3, 1>>(context, op, shape);
-  launch_queries<PackedBackwardQueries<D, 96, 3, 2, true>>(context, op, shape);
+  launch_keys<PackedBackwardKeys<D, 3, 4>>(context, op, shape);
+  launch_queries<PackedBackwardQueries<D, 80, 3, 2, true>>(context, op, shape);
 }
 
 }  // namespace

@@ -42,8 +42,8 @@ struct PackedForward {
   static constexpr int rows = 64 * consumers;
   static constexpr int threads = 128 * (consumers + 1);
   static constexpr int chunks = D / 64;  // tiles of 64 columns side by side
-  static constexpr int producer_registers = consumers == 3 ? 32 : 40;
-  static constexpr int consumer_registers = consumers == 3 ? 160 : 232;
+  static constexpr int producer_registers = consumers == 3 ? 32 : N > 128 ? 24 : 40;
+  static constexpr int consumer_registers = consumers == 3 ? 160 : N > 128 ? 240 : 232;
 
   struct Shared {
     alignas(1024) bf16 q[q_stages][chunks][rows][64];
@@ -60,7 +60,15 @@ struct PackedForward {
 
 // Softmax over the steps of one warpgroup's rows; each thread has two of them (8 apart) and a quarter of
 // their columns. Maxima are of unscaled scores; the scale is folded into the base-2 exponent.
-template <int N, bool lazy>
+__device__ __forceinline__ float exp2_poly(float x) {
+  x = fmaxf(x, -126.0F);
+  const float t = x + 12582912.0F;
+  const float f = x - (t - 12582912.0F);
+  const float y = fmaf(fmaf(fmaf(0.0551716671F, f, 0.242611122F), f, 0.693260986F), f, 0.999928074F);
+  return __int_as_float(__float_as_int(y) + (__float_as_int(t) << 23));
+}
+
+template <int N, bool lazy, int poly>
 struct OnlineSoftmax {
   float scale_log2;
   float largest[2], sum[2], shrink[2];  // sum: of this thread's columns only
@@ -111,7 +119,11 @@ struct OnlineSoftmax {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float& x = s[4 * j + 2 * i + e];
-          x = exp2_fast(x * scale_log2 - subtract);
+          if (poly != 0 && !first && j % (poly == 0 ? 1 : poly / 2) == 0 && e == 0) {
+            x = exp2_poly(x * scale_log2 - subtract);
+          } else {
+            x = exp2_fast(x * scale_log2 - subtract);
+          }
           total += x;
         }
       }
@@ -213,16 +225,16 @@ __global__ void __launch_bounds__(F::threads, 1)
       if (lane == 0) barrier_arrive(empty);
     };
     const auto take_turn = [&] {
-      if constexpr (F::consumers > 1) named_sync(my_turn, 256);
+      if constexpr (F::consumers > 1 && (F::variant & 8) == 0) named_sync(my_turn, 256);
     };
     const auto end_turn = [&] {
-      if constexpr (F::consumers > 1) named_arrive(next_turn, 256);
+      if constexpr (F::consumers > 1 && (F::variant & 8) == 0) named_arrive(next_turn, 256);
     };
     if (consumer == F::consumers - 1) end_turn();  // the first consumer begins
 
     StageCursor<F::q_stages> q;
     StageCursor<stages> k, v;
-    OnlineSoftmax<N, (F::variant > 1)> softmax;
+    OnlineSoftmax<N, (F::variant & 2) != 0, (F::variant & 16) ? 4 : (F::variant & 32) ? 8 : 0> softmax;
     softmax.scale_log2 = p.scale * 1.4426950408889634F;
     while (true) {
       barrier_wait(&shared.q_full[q.stage], q.parity);

@@ -25,25 +25,39 @@ __device__ int class_of(int tokens, int unit) { return classes - 1 - min(classes
 __device__ int class_of_chunk(int tokens) { return class_of(tokens, 64); }
 __device__ int class_of_tile(int visible) { return classes + class_of(visible, 512); }
 
-// Calls on_chunk(class, DecodeChunk without a slot) or on_tile(class, PrefillTile) for all work of a sequence,
-// spread over the lanes of the calling warp.
+// Calls on_chunk(class, DecodeChunk without a slot) or on_tile(class, PrefillTile) for all work of the batch. Warp w
+// of the block takes every 32nd sequence from w on, whose lengths its lanes load at once, and spreads the work of
+// each over its lanes.
 template <typename OnChunk, typename OnTile>
-__device__ void for_each_piece(const PlanArguments& a, int sequence, OnChunk&& on_chunk, OnTile&& on_tile) {
+__device__ void for_each_piece(const PlanArguments& a, OnChunk&& on_chunk, OnTile&& on_tile) {
+  constexpr int warps = plan_threads / 32;
   const int lane = threadIdx.x % 32;
-  const int row = a.query_offsets[sequence], rows = a.query_offsets[sequence + 1] - row;
-  const int context = a.context_lengths[sequence];
-  if (rows == 1) {
-    const int step = chunk_tokens(context), chunks = chunks_of(context);
-    if (lane < chunks) {
-      const int tokens = min(step, context - lane * step);
-      on_chunk(class_of_chunk(tokens),
-               DecodeChunk{sequence, row, lane * step, tokens, lane, chunks, 0, 0});
+  for (int base = threadIdx.x / 32; base < a.sequences; base += 32 * warps) {
+    const int my_sequence = base + lane * warps;
+    int my_row = 0, my_rows = 0, my_context = 0;
+    if (my_sequence < a.sequences) {
+      my_row = a.query_offsets[my_sequence];
+      my_rows = a.query_offsets[my_sequence + 1] - my_row;
+      my_context = a.context_lengths[my_sequence];
     }
-  } else {
-    const int step = tile_rows(a.group);
-    for (int first = lane * step; first < rows; first += 32 * step) {
-      const int end = min(first + step, rows);
-      on_tile(class_of_tile(max(0, context - rows + end)), PrefillTile{sequence, first});
+    for (int i = 0; i < 32 && base + i * warps < a.sequences; ++i) {
+      const int sequence = base + i * warps;
+      const int row = __shfl_sync(0xFFFFFFFFU, my_row, i), rows = __shfl_sync(0xFFFFFFFFU, my_rows, i);
+      const int context = __shfl_sync(0xFFFFFFFFU, my_context, i);
+      if (rows == 1) {
+        const int step = chunk_tokens(context), chunks = chunks_of(context);
+        if (lane < chunks) {
+          const int tokens = min(step, context - lane * step);
+          on_chunk(class_of_chunk(tokens), DecodeChunk{sequence, row, lane * step, tokens, lane, chunks, 0, 0});
+        }
+      } else {
+        const int step = tile_rows(a.group);
+        for (int first = lane * step; first < rows; first += 32 * step) {
+          const int end = min(first + step, rows);
+          on_tile(class_of_tile(max(0, context - rows + end)), PrefillTile{sequence, first});
+        }
+      }
+      __syncwarp();
     }
   }
 }
@@ -57,10 +71,8 @@ __global__ void __launch_bounds__(plan_threads) plan_kernel(const PlanArguments 
   if (threadIdx.x < 2 * classes) places[threadIdx.x] = 0;
   if (threadIdx.x == 0) slots = 0;
   __syncthreads();
-  for (int s = warp; s < a.sequences; s += plan_threads / 32) {
-    const auto count = [&](int piece_class, const auto&) { atomicAdd(&places[piece_class], 1); };
-    for_each_piece(a, s, count, count);
-  }
+  const auto count = [&](int piece_class, const auto&) { atomicAdd(&places[piece_class], 1); };
+  for_each_piece(a, count, count);
   __syncthreads();
   if (warp < 2) {  // one for each kind of work: where its classes begin
     int carried = 0;
@@ -79,28 +91,25 @@ __global__ void __launch_bounds__(plan_threads) plan_kernel(const PlanArguments 
   __syncthreads();
   const int64_t chunks_at = chunks_begin(a.sequences), tiles_at = chunks_at + int64_t{8} * totals[0];
   if (tiles_at + 2 * totals[1] > a.capacity) __trap();  // not the workspace of this batch
-  for (int s = warp; s < a.sequences; s += plan_threads / 32) {
-    // Lane 0 asks for slots of all chunks at once; where they are does not matter to the result.
-    const auto place_chunk = [&](int piece_class, DecodeChunk chunk) {
-      if (chunk.chunks > 1) {
-        if (chunk.chunk == 0) {
-          chunk.first_slot = atomicAdd(&slots, chunk.chunks);
-          a.plan[header_ints + chunk.sequence] = chunk.first_slot;
-        }
-        chunk.first_slot = __shfl_sync(0xffffffffU >> (32 - chunk.chunks), chunk.first_slot, 0);
+  const auto place_chunk = [&](int piece_class, DecodeChunk chunk) {
+    if (chunk.chunks > 1) {
+      // Lane 0 asks for slots of all chunks at once; where they are does not matter to the result.
+      if (chunk.chunk == 0) {
+        chunk.first_slot = atomicAdd(&slots, chunk.chunks);
+        a.plan[header_ints + chunk.sequence] = chunk.first_slot;
       }
-      const int64_t at = chunks_at + int64_t{8} * atomicAdd(&places[piece_class], 1);
-      int4* record = reinterpret_cast<int4*>(a.plan + at);
-      record[0] = make_int4(chunk.sequence, chunk.row, chunk.begin, chunk.tokens);
-      record[1] = make_int4(chunk.chunk, chunk.chunks, chunk.first_slot, 0);
-    };
-    const auto place_tile = [&](int piece_class, const PrefillTile& tile) {
-      int* record = a.plan + tiles_at + int64_t{2} * atomicAdd(&places[piece_class], 1);
-      record[0] = tile.sequence;
-      record[1] = tile.first_row;
-    };
-    for_each_piece(a, s, place_chunk, place_tile);
-  }
+      chunk.first_slot = __shfl_sync(0xFFFFFFFFU >> (32 - chunk.chunks), chunk.first_slot, 0);
+    }
+    int* record = a.plan + chunks_at + int64_t{8} * atomicAdd(&places[piece_class], 1);
+    reinterpret_cast<int4*>(record)[0] = make_int4(chunk.sequence, chunk.row, chunk.begin, chunk.tokens);
+    reinterpret_cast<int4*>(record)[1] = make_int4(chunk.chunk, chunk.chunks, chunk.first_slot, 0);
+  };
+  const auto place_tile = [&](int piece_class, const PrefillTile& tile) {
+    int* record = a.plan + tiles_at + int64_t{2} * atomicAdd(&places[piece_class], 1);
+    record[0] = tile.sequence;
+    record[1] = tile.first_row;
+  };
+  for_each_piece(a, place_chunk, place_tile);
   __syncthreads();
   if (threadIdx.x == 0) {
     a.plan[chunk_count] = totals[0];

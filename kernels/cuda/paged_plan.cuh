@@ -65,7 +65,7 @@ inline int64_t most_chunks_of(int64_t positions) {
 }
 
 // Rows of a prefill tile: whole ones, each with all query heads of a key-value head.
-__host__ __device__ inline int tile_rows(int group) { return tile_pairs / group; }
+__host__ __device__ inline int tile_rows(int group) { return group < tile_pairs ? tile_pairs / group : 1; }
 
 // Tiles of at most so many rows in sequences of at least two rows.
 inline int64_t most_tiles(int64_t rows, int64_t sequences, int64_t group) {

@@ -7,16 +7,16 @@
 //
 // Microseconds a launch for a vocabulary of 152,064, logits not in L2, on one H100 80GB HBM3:
 //   rows                                         1     8    16    32    64   128   256
-//   top-k 20, top-p 0.8, penalty 1.1          13.3  15.7  17.4  23.0  31.0  41.8  74.0
+//   top-k 20, top-p 0.8, penalty 1.1          13.0  15.7  17.5  23.1  32.8  41.8  74.1
 //   reading the logits once, at 3.0 TB/s       0.2   1.6   3.2   6.5  13.0  26.0  51.9
-//   top-k 100, top-p 0.9                      17.8                    34.9         100
-//   top-p 0.9 alone, of a peaked distribution 21.7                    79.1         181
+//   top-k 100, top-p 0.9                      17.9                    34.4         100
+//   top-p 0.9 alone, of a peaked distribution 21.8                    78.9         181
 //   top-p 0.9 alone, nucleus of thousands       87                     239         571
-//   no filter                                 20.7                    62.3         153
-//   temperature 0                              7.3                    25.6        62.6
+//   no filter                                 20.7                    62.1         153
+//   temperature 0                              7.2                    25.4        62.5
 // What was tried (1, 64, 256 rows of the first line):
-//   the largest of the blocks' top_k-th logits as the bound, instead of the least of the
-//     (top_k / blocks)-th: the list has up to `blocks` times top_k tokens   20.6, 37.4, 77.3
+//   the first version: the largest of the blocks' top_k-th logits as the bound (a list of up to `blocks`
+//     times top_k tokens), all of it compared for top-p, every seen logit divided   20.6, 37.4, 77.3
 //   8 groups of 4 logits under way in a thread instead of 4                 13.3, 32.4, 74.0
 //   that, and one block to a multiprocessor with 128 registers              13.2, 32.1, 104.6
 //   scaling the row in place before further readings: no filter took 34, 141, 369 instead of 21, 62, 153

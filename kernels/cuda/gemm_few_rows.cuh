@@ -1,0 +1,306 @@
+// The kernel of gemm_few_rows.cu: one block makes a tile of out^T, 64 * groups weight rows by `tokens` rows of
+// x, or, in a cluster of `splits` blocks, the part of it that a share of k gives.
+#pragma once
+
+#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/hopper.cuh"
+
+namespace sl::cuda {
+
+constexpr int few_rows_k = 64;            // a block of k: 128 bytes of bf16, one row of a swizzled tile
+constexpr int few_rows_most_stages = 12;  // of the ring
+
+struct FewRows {
+  int64_t m, n;
+  int k_blocks;
+  int stages;  // of the ring of tiles in shared memory
+  void* out;
+  const void* before;  // what beta multiplies; laid out as out
+  int64_t out_stride;
+  bool out_is_f32;
+  bool wide;  // rows of out start at multiples of 16 bytes
+  const bf16* bias;
+  float alpha, beta;
+  unsigned long long* trace;  // TRACE
+  int warm;  // TRACE
+};
+
+struct FewRowsBarriers {
+  uint64_t full[few_rows_most_stages], empty[few_rows_most_stages];
+};
+
+// A group's output numbers on their way out: so many tokens at a time, padded so that neither side has bank
+// conflicts that matter.
+constexpr int few_rows_staged_tokens = 16, few_rows_staged_stride = 64 + 4;
+
+// Shared memory: the ring of tiles, the staged numbers, the barriers.
+constexpr int few_rows_stage_bytes(int groups, int tokens) { return (64 * groups + tokens) * few_rows_k * 2; }
+constexpr int few_rows_other_bytes(int groups) {
+  constexpr int alignment = 1024;  // of the ring
+  return alignment + groups * few_rows_staged_tokens * few_rows_staged_stride * 4 +
+         static_cast<int>(sizeof(FewRowsBarriers));
+}
+
+// Blocks of a cluster that finish a share of the tile's tokens each; a share is a multiple of 8 tokens.
+constexpr int few_rows_parts(int tokens, int splits) {
+  const int finishing = splits == 3 ? 2 : splits;
+  return tokens / 8 < finishing ? tokens / 8 : finishing;
+}
+// What a block of a cluster receives from all of them, in the ring's place.
+constexpr int few_rows_exchange_bytes(int groups, int tokens, int splits) {
+  return splits == 1 ? 0 : splits * 64 * groups * (tokens / few_rows_parts(tokens, splits)) * 4;
+}
+
+#if SL_HOPPER
+
+__device__ __forceinline__ unsigned long long now() { unsigned long long t; asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t)); return t; }  // TRACE
+
+struct RingPlace {
+  int stage = 0;
+  uint32_t phase = 0;
+  __device__ void advance(int stages) {
+    if (++stage < stages) return;
+    stage = 0;
+    phase ^= 1;
+  }
+};
+
+// The copying thread: weight and x tiles of the k blocks into the ring.
+template <int groups, int tokens>
+__device__ void copy_tiles(const FewRows& work, const CUtensorMap* weights, const CUtensorMap* x, int k_begin,
+                           int k_end, int row, char* ring, FewRowsBarriers& barriers) {
+  constexpr int bytes = few_rows_stage_bytes(groups, tokens);
+  constexpr int weight_bytes = 64 * groups * few_rows_k * 2;
+  const int ahead = min(k_begin + work.stages, k_end);
+  for (int k = k_begin; k < ahead; ++k) {
+    uint64_t* full = &barriers.full[k - k_begin];
+    barrier_expect(full, bytes);
+    tma_load(ring + (k - k_begin) * bytes, weights, k * few_rows_k, row, full, keep_short);
+  }
+  unsigned long long t1 = work.trace ? now() : 0;  // TRACE
+  wait_for_previous();
+  if (work.trace) { work.trace[1] = t1; work.trace[2] = now(); }  // TRACE
+  RingPlace place;
+  for (int k = k_begin; k < k_end; ++k) {
+    char* stage = ring + place.stage * bytes;
+    uint64_t* full = &barriers.full[place.stage];
+    if (k >= ahead) {
+      barrier_wait(&barriers.empty[place.stage], place.phase ^ 1);
+      barrier_expect(full, bytes);
+      tma_load(stage, weights, k * few_rows_k, row, full, keep_short);
+    }
+    tma_load(stage + weight_bytes, x, k * few_rows_k, 0, full, keep_long);
+    place.advance(work.stages);
+  }
+  if (work.trace) work.trace[3] = now();  // TRACE
+}
+
+// `group` of the block waits for itself. Constant numbers, so that only these barriers are reserved.
+__device__ __forceinline__ void sync_group(int group) {
+  if (group == 0) {
+    named_sync(1, 128);
+  } else if (group == 1) {
+    named_sync(2, 128);
+  } else {
+    named_sync(3, 128);
+  }
+}
+
+// 8 numbers of a row of out.
+__device__ __forceinline__ void finish_numbers(const FewRows& work, int64_t row, int64_t column, float (&values)[8], bool store) {
+  const int64_t at = row * work.out_stride + column;
+  const int count = static_cast<int>(min(int64_t{8}, work.n - column));
+  const bool whole = work.wide && count == 8;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    values[i] *= work.alpha;
+    if (i >= count) continue;
+    if (work.bias != nullptr) values[i] += to_float(work.bias[column + i]);
+    if (work.beta == 0.0F) continue;
+    values[i] += work.beta * (work.out_is_f32 ? static_cast<const float*>(work.before)[at + i]
+                                              : to_float(static_cast<const bf16*>(work.before)[at + i]));
+  }
+  if (!store) return;
+  if (work.out_is_f32) {
+    float* out = static_cast<float*>(work.out) + at;
+    if (whole) {
+      reinterpret_cast<float4*>(out)[0] = make_float4(values[0], values[1], values[2], values[3]);
+      reinterpret_cast<float4*>(out)[1] = make_float4(values[4], values[5], values[6], values[7]);
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (i < count) out[i] = values[i];
+    }
+  } else {
+    bf16* out = static_cast<bf16*>(work.out) + at;
+    if (whole) {
+      *reinterpret_cast<uint4*>(out) = make_uint4(pack(values[0], values[1]), pack(values[2], values[3]),
+                                                  pack(values[4], values[5]), pack(values[6], values[7]));
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (i < count) out[i] = from_float<bf16>(values[i]);
+    }
+  }
+}
+
+// A group's 64 x count numbers, laid out as a product of a warpgroup, to the rows first_row .. of out.
+// Through shared memory, so that a row of out is written 128 bytes at a time at least.
+template <int count>
+__device__ __forceinline__ void write_out(const FewRows& work, const float (&sums)[count / 2], float* staged, int first_row,
+                          int64_t first_column, int group, bool store) {
+  constexpr int step = count < few_rows_staged_tokens ? count : few_rows_staged_tokens;
+  const int thread = threadIdx.x % 128;
+  const int sum_row = 16 * (thread / 32) + thread % 32 / 4, sum_token = 2 * (thread % 4);
+  const int token = thread / 8;
+  const int64_t column = first_column + thread % 8 * 8;
+#pragma unroll
+  for (int first = 0; first < count; first += step) {
+    if (store && first_row + first >= work.m) break;
+    sync_group(group);
+#pragma unroll
+    for (int i = 0; i < step / 2; ++i) {
+      const int at = sum_token + i / 4 * 8 + i % 2;
+      staged[at * few_rows_staged_stride + sum_row + i / 2 % 2 * 8] = sums[first / 2 + i];
+    }
+    sync_group(group);
+    const int64_t row = first_row + first + token;
+    if (token >= step || row >= work.m || column >= work.n) continue;
+    float values[8];
+    const float4* from = reinterpret_cast<const float4*>(staged + token * few_rows_staged_stride + thread % 8 * 8);
+    *reinterpret_cast<float4*>(values) = from[0];
+    *reinterpret_cast<float4*>(values + 4) = from[1];
+    finish_numbers(work, row, column, values, store);
+  }
+}
+
+// To the same place in the shared memory of block `rank` of the cluster.
+__device__ __forceinline__ void store_at(float4* place, uint32_t rank, float4 value) {
+  asm volatile(
+      "{\n .reg .b32 remote;\n mapa.shared::cluster.u32 remote, %0, %1;\n"
+      " st.shared::cluster.v4.f32 [remote], {%2, %3, %4, %5};\n}\n" ::"r"(shared_address(place)),
+      "r"(rank), "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w)
+      : "memory");
+}
+
+// Sums over the cluster, in the order of its ranks, and out.
+template <int groups, int tokens, int splits>
+__device__ __forceinline__ void finish_tile(const FewRows& work, const float (&sums)[tokens / 2], char* ring, float* staged,
+                            int64_t column, int group, bool store) {
+  if constexpr (splits == 1) {
+    write_out<tokens>(work, sums, staged, 0, column, group, store);
+  } else {
+    constexpr int parts = few_rows_parts(tokens, splits);
+    constexpr int numbers = tokens / 2 / parts;  // of a thread, in a part
+    constexpr int vectors = numbers / 4;
+    const uint32_t rank = cluster_rank();
+    const int step = store ? 128 * groups : 0;
+    float4* received = reinterpret_cast<float4*>(store ? ring : reinterpret_cast<char*>(staged - group * few_rows_staged_tokens * few_rows_staged_stride)) + threadIdx.x;
+    cluster_sync();  // everybody is done with its ring
+#pragma unroll
+    for (int part = 0; part < parts; ++part) {
+#pragma unroll
+      for (int v = 0; v < vectors; ++v) {
+        const float* four = &sums[part * numbers + v * 4];
+        store_at(received + (rank * vectors + v) * step, part,
+                 make_float4(four[0], four[1], four[2], four[3]));
+      }
+    }
+    cluster_sync();
+    if (rank >= parts && store) return;
+    float totals[numbers] = {};
+#pragma unroll
+    for (int from = 0; from < splits; ++from) {
+#pragma unroll
+      for (int v = 0; v < vectors; ++v) {
+        const float4 four = received[(from * vectors + v) * step];
+        totals[v * 4] += four.x;
+        totals[v * 4 + 1] += four.y;
+        totals[v * 4 + 2] += four.z;
+        totals[v * 4 + 3] += four.w;
+      }
+    }
+    write_out<tokens / parts>(work, totals, staged, static_cast<int>(rank) * (tokens / parts), column, group, store);
+  }
+}
+
+template <int groups, int tokens, int splits>
+__device__ __forceinline__ void multiply_tiles(const FewRows& work, int k_begin, int k_end, int row, char* ring, float* staged,
+                               FewRowsBarriers& barriers) {
+  constexpr int bytes = few_rows_stage_bytes(groups, tokens);
+  const int group = threadIdx.x / 128;
+  const bool first_thread = threadIdx.x % 128 == 0;
+  RingPlace place;
+  float sums[tokens / 2];
+#pragma unroll
+  for (int i = 0; i < tokens / 2; ++i) sums[i] = 0.0F;
+#pragma unroll 1
+  for (int pass = work.warm ? 0 : 1; pass < 2; ++pass) {
+    if (pass == 1) {
+    wait_for_previous();
+  int used = -1;  // the stage whose products may still run
+  for (int k = k_begin; k < k_end; ++k) {
+    barrier_wait(&barriers.full[place.stage], place.phase);
+    if (k == k_begin && work.trace && threadIdx.x == 0) work.trace[6] = now();  // TRACE
+    const char* stage = ring + place.stage * bytes;
+    const uint64_t a = describe_k_major(stage + group * 64 * few_rows_k * 2);
+    const uint64_t b = describe_k_major(stage + groups * 64 * few_rows_k * 2);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < few_rows_k / 16; ++step) {
+      Wgmma<tokens>::multiply(sums, advance(a, 32 * step), advance(b, 32 * step), k > k_begin || step > 0);
+    }
+    wgmma_commit();
+    wgmma_wait<1>();
+    if (used >= 0 && first_thread) barrier_arrive(&barriers.empty[used]);
+    used = place.stage;
+    place.advance(work.stages);
+  }
+  wgmma_wait<0>();
+  pin(sums);
+  if (work.trace && threadIdx.x == 0) work.trace[4] = now();  // TRACE
+    }
+  finish_tile<groups, tokens, splits>(work, sums, ring, staged + group * few_rows_staged_tokens * few_rows_staged_stride,
+                                      row + group * 64, group, pass == 1);
+  }
+}
+
+#endif  // SL_HOPPER
+
+template <int groups, int tokens, int splits>
+__global__ __launch_bounds__(128 * groups + 32, 1) __cluster_dims__(splits, 1, 1) void few_rows_kernel(
+    const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap x,
+    const __grid_constant__ FewRows given) {
+#if SL_HOPPER
+  FewRows work = given;  // TRACE
+  if (work.trace) work.trace += 8 * (blockIdx.x + gridDim.x * blockIdx.y);  // TRACE
+  if (work.trace && threadIdx.x == 0) { work.trace[0] = now(); work.trace[7] = 1; }  // TRACE
+  extern __shared__ char shared[];
+  char* ring = shared + (1024 - shared_address(shared) % 1024) % 1024;
+  float* staged = reinterpret_cast<float*>(ring + work.stages * few_rows_stage_bytes(groups, tokens));
+  FewRowsBarriers& barriers =
+      *reinterpret_cast<FewRowsBarriers*>(staged + groups * few_rows_staged_tokens * few_rows_staged_stride);
+  const int split = static_cast<int>(blockIdx.x), row = static_cast<int>(blockIdx.y) * 64 * groups;
+  const int k_begin = work.k_blocks * split / splits, k_end = work.k_blocks * (split + 1) / splits;
+  const bool copies = threadIdx.x >= 128 * groups && elect_one();
+  if (copies) {
+    for (int stage = 0; stage < work.stages; ++stage) {
+      barrier_init(&barriers.full[stage], 1);
+      barrier_init(&barriers.empty[stage], groups);
+    }
+    fence_barrier_init();
+  }
+  __syncthreads();
+  start_next();
+  if (threadIdx.x >= 128 * groups) {
+    if (copies) copy_tiles<groups, tokens>(work, &weights, &x, k_begin, k_end, row, ring, barriers);
+  } else {
+    multiply_tiles<groups, tokens, splits>(work, k_begin, k_end, row, ring, staged, barriers);
+    if (work.trace && threadIdx.x == 0) work.trace[5] = now();  // TRACE
+  }
+#endif
+}
+
+}  // namespace sl::cuda
