@@ -22,13 +22,15 @@ ALLOWED["lengthen"] = BELOW | {"rollout", "train", "lengthen"}
 ALLOWED["evaluate"] = ALLOWED["lengthen"] | {"evaluate"}
 ALLOWED["cli"] = ALLOWED["evaluate"] | {"cli"}
 
+SUFFIXES = (".cpp", ".hpp", ".cu", ".cuh")
+
 root = pathlib.Path(__file__).resolve().parent.parent
 failed = False
 for part, allowed in ALLOWED.items():
     folder = root / part if part == "kernels" else root / "src" / part
-    for path in sorted(folder.rglob("*.[ch]pp")):
+    for path in sorted(p for p in folder.rglob("*.*") if p.suffix in SUFFIXES):
         text = path.read_text()
-        if path.suffix == ".hpp" and "#pragma once" not in text:
+        if path.suffix in (".hpp", ".cuh") and "#pragma once" not in text:
             print(f"{path.relative_to(root)}: no #pragma once")
             failed = True
         for number, line in enumerate(text.splitlines(), 1):

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 failed=0
 
-files=$(git ls-files '*.cpp' '*.hpp')
+files=$(git ls-files '*.cpp' '*.hpp' '*.cu' '*.cuh')
 if ! clang-format --dry-run -Werror $files; then
   echo "check_sources: run clang-format -i on the files above" >&2
   failed=1

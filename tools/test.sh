@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what is missing, builds, and runs every test: release build, checks of the sources, sanitizers, serial HDF5.
+# Installs what is missing, builds, and runs every test: release build, checks of the sources, sanitizers, serial HDF5;
+# where nvcc is, the CUDA side is compiled too. Tests of it run where there is a GPU (doc/performance.md).
 # Ends with ctest's summary of the whole release suite.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,6 +8,7 @@ cd "$(dirname "$0")/.."
 bash tools/install_packages.sh --with-checks
 model=$(bash tools/fetch_model.sh | tail -n 1)
 export SELFLENGTHEN_TEST_MODEL="$model"
+export OMP_NUM_THREADS=1  # two tests at a time
 
 echo "== checks of the sources"
 bash tools/check_sources.sh
@@ -26,8 +28,9 @@ cmake --build --preset asan --target selflengthen text_tests io_tests rollout_te
 ASAN_OPTIONS=detect_leaks=0 ctest --test-dir build/asan -R '^(text|io|rollout|kernels)\.' --output-on-failure -j 2
 
 if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
-  echo "== the cuda preset configures"
+  echo "== the CUDA side compiles and links"
   cmake --preset cuda
+  cmake --build --preset cuda --target selflengthen
 fi
 
 echo "== all tests, release build"

@@ -293,8 +293,13 @@ json rollout(const Context& context, const ModelConfig& config, const BenchChoic
     count = std::numeric_limits<int64_t>::max();
     Random random({.seed = 3});
     for (int64_t i = 0; i < most; ++i) drive.start(random.uniform());
-    const int64_t wanted = most * 9 / 10;
-    while (engine.statistics().generated_tokens < 8 * wanted) drive.step(count);
+    // Until all their prompts have been read: a step then has a row for each.
+    EngineStatistics before, now;
+    do {
+      before = now;
+      drive.step(count);
+      now = engine.statistics();
+    } while (now.waiting > 0 || now.rows - before.rows > now.running);
   }
   const EngineStatistics before = engine.statistics();
   const auto begin = Clock::now();

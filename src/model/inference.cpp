@@ -57,7 +57,10 @@ int64_t arena_bytes(const Transformer& model, const InferenceLimits& limits) {
   for (int i = 0; i < 2; ++i) count(storage, {limits.outputs, config.hidden});
   const int tp = model.shard->tp;
   count(DType::f32, {limits.outputs, config.vocabulary});
-  if (tp > 1) count(DType::f32, {(tp + 1) * limits.outputs, largest_vocabulary_share(config, tp)});
+  if (tp > 1) {
+    count(DType::f32, {limits.outputs, largest_vocabulary_share(config, tp)});
+    count(DType::f32, {tp, limits.outputs, largest_vocabulary_share(config, tp)});
+  }
   return bytes;
 }
 

@@ -225,13 +225,25 @@ TEST_P(OnDevice, LongMessagesGoInPieces) {
   }
 }
 
+TEST_P(OnDevice, SumsOfBf16) {
+  const Tensor numbers = tensor(DType::bf16, {5});
+  std::vector<float> values, sums;
+  for (int i = 0; i < 5; ++i) {
+    values.push_back(static_cast<float>(i - 2 * world_->rank()));
+    sums.push_back(static_cast<float>(size_ * i - size_ * (size_ - 1)));
+  }
+  upload_floats(numbers, values);
+  world_->all_reduce_sum(numbers);
+  EXPECT_EQ(download_floats(numbers), sums);
+}
+
 TEST_P(OnDevice, WrongTensorsAreBugs) {
   const Tensor matrix = tensor(DType::f32, {4, 6});
   const Tensor numbers = tensor(DType::i32, {4});
   EXPECT_THROW(world_->all_reduce_sum(matrix.columns(0, 3)), BugError);
   EXPECT_THROW(world_->all_reduce_max(matrix.columns(0, 3)), BugError);
   EXPECT_THROW(world_->all_reduce_sum(numbers), BugError);
-  EXPECT_THROW(world_->all_reduce_sum(tensor(DType::bf16, {4})), BugError);
+  EXPECT_THROW(world_->all_reduce_max(tensor(DType::u32, {4})), BugError);
   EXPECT_THROW(world_->all_gather(matrix, tensor(DType::f32, {size_, 4, 5})), BugError);
   EXPECT_THROW(world_->all_gather(numbers, tensor(DType::f32, {size_, 4})), BugError);
   EXPECT_THROW(world_->all_gather(matrix.columns(0, 3), tensor(DType::f32, {size_, 4, 3})), BugError);
