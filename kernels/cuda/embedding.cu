@@ -2,8 +2,11 @@
 //
 // The gradient of a table must not depend on the order in which blocks run, so there are no atomic additions:
 // the block of a token's first row in the batch adds all rows of that token, in order. Finding them reads the
-// whole list of tokens once a row of the batch, from L2: 0.3 ms for 16k rows, once a step of full
-// fine-tuning.
+// whole list of tokens once a row of the batch, from L2.
+//
+// Measured on one H100 80GB HBM3, 3584 columns: Embedding 1.5 us for 64 rows, 68 for 8,192 (2.6 TB/s);
+// GatherRows and ScatterAddRows of 8,192 f32 rows 2.84 TB/s; EmbeddingBackward of 8,192 rows 0.28 ms for
+// random tokens, 0.34 for tokens as frequent as words (once a step of full fine-tuning).
 #include "kernels/cuda/rows.cuh"
 
 namespace sl {

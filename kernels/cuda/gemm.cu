@@ -1,8 +1,12 @@
-// Products. cuBLASLt computes them, with the algorithm that GemmAlgorithms found fastest.
+// Products: by cuBLASLt, or by our own kernel for linear layers with few rows, whichever GemmAlgorithms found
+// faster. Where the context wants rows that do not depend on the batch around them, linear layers take our
+// own kernels only: cuBLASLt chooses another order of summation for another number of rows.
 #include <algorithm>
 
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/gemm_algorithms.hpp"
+#include "kernels/cuda/gemm_few_rows.hpp"
+#include "kernels/cuda/gemm_fixed_order.hpp"
 #include "kernels/cuda/gemm_library.hpp"
 
 namespace sl {
@@ -54,6 +58,11 @@ void launch<Device::cuda>(const Context& context, const Gemm& op) {
   if (m == 0 || n == 0) return;
   if (k == 0) return scale_and_bias(context, op);
 
+  if (context.deterministic && op.transpose_b && !op.transpose_a) {
+    if (few_rows_supported(context, op)) return run_few_rows(context, op, op.out.raw());
+    return run_in_fixed_order(context, op);
+  }
+
   Gemm product = op;
   // cuBLASLt adds only a bias of the output's dtype; another one goes in first (out is then f32: exact).
   if (op.bias.defined() && op.bias.dtype() != op.out.dtype()) {
@@ -62,6 +71,7 @@ void launch<Device::cuda>(const Context& context, const Gemm& op) {
     product.beta = 1.0F;
   }
   const GemmChoice choice = context.cuda->algorithms->choose(context, product, m, n, k);
+  if (choice.own) return run_few_rows(context, product, product.out.raw());
   SL_CUBLAS(LibraryProduct(context, product, m, n, k).run(choice.library, product.out.raw()));
 }
 

@@ -48,7 +48,7 @@ std::optional<GemmKind> kind_from(const std::string& text) {
 }
 
 std::string text_of(const GemmChoice& choice) {
-  if (choice.own >= 0) return "own " + std::to_string(choice.own);
+  if (choice.own) return "own";
   std::ostringstream text;
   text << "library " << std::hex << std::setfill('0');
   for (const uint64_t word : choice.library.data) text << std::setw(16) << word;
@@ -62,8 +62,8 @@ std::optional<GemmChoice> choice_from(const std::string& text) {
   GemmChoice choice;
   try {
     if (who == "own") {
-      choice.own = std::stoi(what);
-      if (choice.own >= 0) return choice;
+      choice.own = true;
+      return choice;
     } else if (who == "library" && what.size() == 16 * std::size(choice.library.data)) {
       for (size_t i = 0; i < std::size(choice.library.data); ++i) {
         choice.library.data[i] = std::stoull(what.substr(16 * i, 16), nullptr, 16);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/cuda/common.cuh"
+#include "kernels/cuda/gemm_few_rows.hpp"
 #include "kernels/cuda/gemm_library.hpp"
 
 namespace sl {
@@ -38,8 +39,8 @@ class Scratch {
 // Reads more than the L2 cache holds, so that the next kernel finds its operands in memory, as in a model
 // whose layers have other weights each.
 __global__ void sweep(const uint4* data, int64_t count, uint32_t* never_written) {
-  cuda::wait_for_previous();
   cuda::start_next();
+  cuda::wait_for_previous();
   uint32_t seen = 0;
   const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += threads) {
@@ -153,25 +154,43 @@ GemmAlgorithms::GemmAlgorithms(std::string cache_path) : cache_path_(std::move(c
 GemmChoice GemmAlgorithms::choose(const Context& context, const Gemm& op, int64_t m, int64_t n, int64_t k) {
   const GemmKind kind = kind_of(op, m, n, k);
   const LibraryProduct product(context, op, m, n, k);
+  const bool own_fits = m <= most_few_rows && few_rows_supported(context, op);
   const bool measured = !context.deterministic;
   if (measured) {
     const auto known = known_.find(kind);
-    if (known != known_.end() && product.supports(known->second.library)) return known->second;
+    if (known != known_.end()) {
+      const GemmChoice& choice = known->second;
+      if (choice.own ? own_fits : product.supports(choice.library)) return choice;
+    }
   }
-  if (context.cuda->capturing || !measured) return {.library = product.candidates(1).front().algorithm};
+  const auto likely = [&]() -> GemmChoice {
+    if (own_fits) return {.own = true};
+    return {.library = product.candidates(1).front().algorithm};
+  };
+  if (context.cuda->capturing || !measured) return likely();
 
   // Candidates overwrite out where its old content does not matter.
   const Scratch scratch(op.beta == 0.0F ? 1 : extent(op.out));
-  if (!scratch) return {.library = product.candidates(1).front().algorithm};
+  if (!scratch) return likely();
   void* out = op.beta == 0.0F ? op.out.raw() : scratch.data();
   ColdTimer time(context);
   GemmChoice best;
   double best_seconds = std::numeric_limits<double>::infinity();
-  for (const auto& [algorithm] : product.candidates(library_candidates)) {
-    const double seconds = time([&] { return product.run(algorithm, out) == CUBLAS_STATUS_SUCCESS; });
-    if (seconds >= best_seconds) continue;
+  const auto consider = [&](const GemmChoice& choice, const std::function<bool()>& candidate) {
+    const double seconds = time(candidate);
+    if (seconds >= best_seconds) return;
     best_seconds = seconds;
-    best = {.library = algorithm};
+    best = choice;
+  };
+  if (own_fits) {
+    consider({.own = true}, [&] {
+      run_few_rows(context, op, out);
+      return true;
+    });
+  }
+  for (const LibraryCandidate& candidate : product.candidates(library_candidates)) {
+    consider({.library = candidate.algorithm},
+             [&] { return product.run(candidate.algorithm, out) == CUBLAS_STATUS_SUCCESS; });
   }
   known_[kind] = best;
   if (!cache_path_.empty()) write_cache();

@@ -35,7 +35,7 @@ int64_t row_bucket(int64_t rows);
 GemmKind kind_of(const Gemm& op, int64_t m, int64_t n, int64_t k);
 
 struct GemmChoice {
-  int own = -1;  // which of our kernels for few rows (gemm_few_rows.hpp); negative: `library`
+  bool own = false;  // our kernel for few rows (gemm_few_rows.hpp) instead of `library`
   cublasLtMatmulAlgo_t library = {};
 };
 
@@ -47,7 +47,7 @@ class GemmAlgorithms {
 
   // What to run for a product with m, n, k > 0. The first product of a kind measures its candidates, which
   // takes some milliseconds and waits for the device; `op.out` is then scratch where op.beta is 0. Nothing is
-  // measured, and the first candidate is taken, while a graph is captured and where the context wants
+  // measured, and the likely best is taken, while a graph is captured and where the context wants
   // deterministic results.
   GemmChoice choose(const Context& context, const Gemm& op, int64_t m, int64_t n, int64_t k);
 

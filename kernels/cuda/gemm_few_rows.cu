@@ -1,3 +1,24 @@
+// Linear layers with few rows: out^T = W x^T, where reading W is what takes the time. Weights are the wide
+// operand of wgmma (64 rows a warpgroup), the rows of x the narrow one (8, 64 or 128, padded with zeros). One
+// warp keeps a ring of about 200 KB a multiprocessor full by bulk copies. The ring is filled with weights
+// before the kernel ahead has ended: only x has to wait for it. Matrices with fewer tiles than
+// multiprocessors are also cut along k; the blocks of a cut tile are a cluster and exchange their sums
+// through shared memory, in fixed order.
+//
+// Measured on one H100 80GB HBM3: the four products of a qwen2-7b layer (4608, 3584, 37888 x 3584; 3584 x
+// 18944) one after the other in a graph over 6 layers of cold weights, us a layer; 466 MB are 155 us at 3.0
+// TB/s. With a small kernel after each product (that lets the next start before it waits itself) at 64 rows:
+// 176, cuBLASLt 190.
+//   rows                                              1      64     128    256
+//   cuBLASLt, best of its 8 candidates                173    181    190    211
+//   this                                              161    171    189    not used
+// Tried before:
+//   stream-K over 132 persistent blocks, partial sums through global memory and flags: 171 and 183; the
+//   exchange costs 5 us a product and grows with the rows (209 at 128, 282 at 256)
+//   two blocks of 112 KB a multiprocessor, so that the next kernel fits beside this one: 184 and 195; its
+//   early fetches delay the last ones of this kernel
+//   one tile of 128 weight rows instead of 192 for large matrices: 164 and 174
+//   fetching what follows the ring into L2: 0 to 40 us slower
 #include "kernels/cuda/gemm_few_rows.hpp"
 
 #include <algorithm>
@@ -5,69 +26,92 @@
 #include "kernels/cuda/gemm_few_rows.cuh"
 
 namespace sl {
-extern unsigned long long* few_rows_trace;
 namespace {
 
 using namespace cuda;
 
+constexpr int shared_budget = 200 * 1024;
+
 template <int groups, int tokens, int splits>
-void run_tile(const Context& context, const Gemm& op, void* out, const FewRowsTuning& tuning) {
-  constexpr int tile_rows = 64 * groups;
-  const int64_t m = op.a.rows(), n = op.b.rows(), k = op.a.columns();
-  FewRows work = {};
-  work.m = m;
-  work.n = n;
-  work.k_blocks = static_cast<int>(ceil_div(k, few_rows_k));
-  work.stages = std::min((tuning.budget * 1024 - few_rows_other_bytes(groups)) / few_rows_stage_bytes(groups, tokens), few_rows_most_stages);
-  require(work.stages * few_rows_stage_bytes(groups, tokens) >= few_rows_exchange_bytes(groups, tokens, splits), "ring too small");
-  work.out = out;
-  work.before = op.out.raw();
-  work.out_stride = op.out.row_stride();
-  work.bias = op.bias.defined() ? pointer<bf16>(op.bias) : nullptr;
-  work.alpha = op.alpha;
-  work.beta = op.beta;
-  work.out_is_f32 = op.out.dtype() == DType::f32;
-  work.wide = mappable(out, op.out.row_stride() * size_of(op.out.dtype()));
-  work.warm = tuning.warm;
-  const int shared = work.stages * few_rows_stage_bytes(groups, tokens) + few_rows_other_bytes(groups);
-  if (few_rows_trace) { work.trace = few_rows_trace; few_rows_trace += 8 * 512; }
+void run_tiles(const Context& context, const Gemm& op, void* out) {
+  constexpr int stage_bytes = few_rows_stage_bytes(groups, tokens),
+                other_bytes = few_rows_other_bytes(groups);
+  constexpr int stages = std::min((shared_budget - other_bytes) / stage_bytes, few_rows_most_stages);
+  static_assert(stages * stage_bytes >= few_rows_exchange_bytes(groups, tokens, splits));
+  constexpr int shared_bytes = stages * stage_bytes + other_bytes;
+  const FewRows work = {.m = op.a.rows(),
+                        .n = op.b.rows(),
+                        .k_blocks = static_cast<int>(ceil_div(op.a.columns(), few_rows_k)),
+                        .stages = stages,
+                        .out = out,
+                        .before = op.out.raw(),
+                        .out_stride = op.out.row_stride(),
+                        .out_is_f32 = op.out.dtype() == DType::f32,
+                        .wide = mappable(out, op.out.row_stride() * size_of(op.out.dtype())),
+                        .bias = op.bias.defined() ? pointer<bf16>(op.bias) : nullptr,
+                        .alpha = op.alpha,
+                        .beta = op.beta};
   const auto kernel = few_rows_kernel<groups, tokens, splits>;
-  SL_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-  if (tuning.carve) SL_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100));
-  launch_kernel(context, kernel, dim3(splits, static_cast<uint32_t>(ceil_div(n, tile_rows))), dim3(128 * groups + 32), shared,
-                matrix_map(op.b, tile_rows), matrix_map(op.a, tokens), work);
+  SL_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  // Or a multiprocessor drains before it is given another division of its memory.
+  SL_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100));
+  const dim3 grid(splits, static_cast<uint32_t>(ceil_div(work.n, 64 * groups)));
+  launch_kernel(context, kernel, grid, dim3(128 * groups + 32), shared_bytes, matrix_map(op.b, 64 * groups),
+                matrix_map(op.a, tokens), work);
+}
+
+// Into how many shares k is cut. Large matrices have tiles enough; small ones get as many blocks as there are
+// multiprocessors.
+int splits_for(const Context& context, int64_t n, int64_t k) {
+  const int64_t k_blocks = ceil_div(k, few_rows_k);
+  if (context.deterministic) return k_blocks >= 16 ? 4 : 1;
+  const int64_t tiles = ceil_div(n, 128);
+  for (const int splits : {4, 3, 2}) {
+    if (splits * tiles <= context.cuda->multiprocessors && splits <= k_blocks) return splits;
+  }
+  return 1;
 }
 
 template <int tokens>
-void split(const Context& context, const Gemm& op, void* out, FewRowsTuning t, int splits, int groups) {
-  if (tokens == 256 && splits == 3) splits = 2;
-  if (splits == 1 && groups == 3 && tokens < 256) run_tile<tokens < 256 ? 3 : 2, tokens, 1>(context, op, out, t);
-  else if (splits == 1) run_tile<2, tokens, 1>(context, op, out, t);
-  else if (splits == 2) run_tile<2, tokens, 2>(context, op, out, t);
-  else if (splits == 3) run_tile<2, tokens, tokens < 256 ? 3 : 2>(context, op, out, t);
-  else run_tile<2, tokens, 4>(context, op, out, t);
+void run_rows(const Context& context, const Gemm& op, void* out) {
+  constexpr int64_t large = 10000;  // weight rows from which on higher tiles are faster
+  switch (splits_for(context, op.b.rows(), op.a.columns())) {
+    case 4:
+      return run_tiles<2, tokens, 4>(context, op, out);
+    case 3:
+      return run_tiles<2, tokens, 3>(context, op, out);
+    case 2:
+      return run_tiles<2, tokens, 2>(context, op, out);
+    default:
+      if (op.b.rows() > large) return run_tiles<3, tokens, 1>(context, op, out);
+      return run_tiles<2, tokens, 1>(context, op, out);
+  }
 }
 
 }  // namespace
 
-std::vector<FewRowsTuning> few_rows_tunings;
-unsigned long long* few_rows_trace = nullptr;
+bool few_rows_supported(const Context& context, const Gemm& op) {
+  return context.cuda->compute_capability == 90 && op.transpose_b && !op.transpose_a &&
+         op.a.dtype() == DType::bf16 && op.a.columns() > 0 && mappable(op.a.raw(), op.a.row_stride() * 2) &&
+         mappable(op.b.raw(), op.b.row_stride() * 2);
+}
 
-void run_few_rows(const Context& context, const Gemm& op, void* out, int configuration) {
+void run_few_rows(const Context& context, const Gemm& op, void* out) {
   const int64_t m = op.a.rows();
-  const FewRowsTuning& t = few_rows_tunings.at(configuration);
-  const bool large = op.b.rows() > 10000;
-  int splits = large ? 1 : t.splits, groups = large ? t.groups : t.small_groups;
-  if (splits <= 0) {
-    const int most = splits < 0 ? -splits : 8;
-    splits = 1;
-    for (int s : {2, 3, 4}) if (s <= most && s * ceil_div(op.b.rows(), 64 * groups) <= context.cuda->multiprocessors) splits = s;
+  for (int64_t begin = 0; begin < m; begin += most_few_rows) {
+    const int64_t end = std::min(begin + most_few_rows, m);
+    Gemm part = op;
+    part.a = op.a.rows(begin, end);
+    part.out = op.out.rows(begin, end);
+    char* part_out = static_cast<char*>(out) + begin * op.out.row_stride() * size_of(op.out.dtype());
+    if (end - begin <= 8) {
+      run_rows<8>(context, part, part_out);
+    } else if (end - begin <= 64) {
+      run_rows<64>(context, part, part_out);
+    } else {
+      run_rows<128>(context, part, part_out);
+    }
   }
-  while (splits > 1 && op.a.columns() < splits * 64) --splits;
-  if (m <= 8) split<8>(context, op, out, t, splits, groups);
-  else if (m <= 64) split<64>(context, op, out, t, splits, groups);
-  else if (m <= 128) split<128>(context, op, out, t, splits, groups);
-  else split<256>(context, op, out, t, splits, groups);
 }
 
 }  // namespace sl

@@ -1,5 +1,5 @@
-// The kernel of gemm_few_rows.cu: one block makes a tile of out^T, 64 * groups weight rows by `tokens` rows of
-// x, or, in a cluster of `splits` blocks, the part of it that a share of k gives.
+// The kernel of gemm_few_rows.cu: a block makes a tile of out^T, 64 * groups weight rows by `tokens` rows of
+// x; in a cluster of `splits` blocks, each makes what its share of k gives, and the shares are added up.
 #pragma once
 
 #include "kernels/cuda/common.cuh"
@@ -21,24 +21,21 @@ struct FewRows {
   bool wide;  // rows of out start at multiples of 16 bytes
   const bf16* bias;
   float alpha, beta;
-  unsigned long long* trace;  // TRACE
-  int warm;  // TRACE
 };
 
 struct FewRowsBarriers {
   uint64_t full[few_rows_most_stages], empty[few_rows_most_stages];
 };
 
-// A group's output numbers on their way out: so many tokens at a time, padded so that neither side has bank
-// conflicts that matter.
+// A group's output numbers on their way out: so many tokens at a time, rows padded against bank conflicts.
 constexpr int few_rows_staged_tokens = 16, few_rows_staged_stride = 64 + 4;
+constexpr int few_rows_staged_floats = few_rows_staged_tokens * few_rows_staged_stride;
 
 // Shared memory: the ring of tiles, the staged numbers, the barriers.
 constexpr int few_rows_stage_bytes(int groups, int tokens) { return (64 * groups + tokens) * few_rows_k * 2; }
 constexpr int few_rows_other_bytes(int groups) {
   constexpr int alignment = 1024;  // of the ring
-  return alignment + groups * few_rows_staged_tokens * few_rows_staged_stride * 4 +
-         static_cast<int>(sizeof(FewRowsBarriers));
+  return alignment + groups * few_rows_staged_floats * 4 + static_cast<int>(sizeof(FewRowsBarriers));
 }
 
 // Blocks of a cluster that finish a share of the tile's tokens each; a share is a multiple of 8 tokens.
@@ -53,8 +50,6 @@ constexpr int few_rows_exchange_bytes(int groups, int tokens, int splits) {
 
 #if SL_HOPPER
 
-__device__ __forceinline__ unsigned long long now() { unsigned long long t; asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t)); return t; }  // TRACE
-
 struct RingPlace {
   int stage = 0;
   uint32_t phase = 0;
@@ -65,7 +60,8 @@ struct RingPlace {
   }
 };
 
-// The copying thread: weight and x tiles of the k blocks into the ring.
+// The copying thread: weight and x tiles of the k blocks into the ring. Weights are written by no kernel in
+// flight (gemm_few_rows.hpp): the first ones are fetched while the kernel before this one still runs.
 template <int groups, int tokens>
 __device__ void copy_tiles(const FewRows& work, const CUtensorMap* weights, const CUtensorMap* x, int k_begin,
                            int k_end, int row, char* ring, FewRowsBarriers& barriers) {
@@ -77,9 +73,7 @@ __device__ void copy_tiles(const FewRows& work, const CUtensorMap* weights, cons
     barrier_expect(full, bytes);
     tma_load(ring + (k - k_begin) * bytes, weights, k * few_rows_k, row, full, keep_short);
   }
-  unsigned long long t1 = work.trace ? now() : 0;  // TRACE
   wait_for_previous();
-  if (work.trace) { work.trace[1] = t1; work.trace[2] = now(); }  // TRACE
   RingPlace place;
   for (int k = k_begin; k < k_end; ++k) {
     char* stage = ring + place.stage * bytes;
@@ -92,10 +86,9 @@ __device__ void copy_tiles(const FewRows& work, const CUtensorMap* weights, cons
     tma_load(stage + weight_bytes, x, k * few_rows_k, 0, full, keep_long);
     place.advance(work.stages);
   }
-  if (work.trace) work.trace[3] = now();  // TRACE
 }
 
-// `group` of the block waits for itself. Constant numbers, so that only these barriers are reserved.
+// The threads of a group wait for each other. Constant numbers, so that only these barriers are reserved.
 __device__ __forceinline__ void sync_group(int group) {
   if (group == 0) {
     named_sync(1, 128);
@@ -106,8 +99,9 @@ __device__ __forceinline__ void sync_group(int group) {
   }
 }
 
-// 8 numbers of a row of out.
-__device__ __forceinline__ void finish_numbers(const FewRows& work, int64_t row, int64_t column, float (&values)[8], bool store) {
+// Products of a row of x with 8 weight rows, to out.
+__device__ __forceinline__ void finish_numbers(const FewRows& work, int64_t row, int64_t column,
+                                               float (&values)[8]) {
   const int64_t at = row * work.out_stride + column;
   const int count = static_cast<int>(min(int64_t{8}, work.n - column));
   const bool whole = work.wide && count == 8;
@@ -120,7 +114,6 @@ __device__ __forceinline__ void finish_numbers(const FewRows& work, int64_t row,
     values[i] += work.beta * (work.out_is_f32 ? static_cast<const float*>(work.before)[at + i]
                                               : to_float(static_cast<const bf16*>(work.before)[at + i]));
   }
-  if (!store) return;
   if (work.out_is_f32) {
     float* out = static_cast<float*>(work.out) + at;
     if (whole) {
@@ -146,19 +139,18 @@ __device__ __forceinline__ void finish_numbers(const FewRows& work, int64_t row,
   }
 }
 
-// A group's 64 x count numbers, laid out as a product of a warpgroup, to the rows first_row .. of out.
+// A group's 64 x count numbers, as a product of a warpgroup leaves them, to rows first_row .. of out.
 // Through shared memory, so that a row of out is written 128 bytes at a time at least.
 template <int count>
-__device__ __forceinline__ void write_out(const FewRows& work, const float (&sums)[count / 2], float* staged, int first_row,
-                          int64_t first_column, int group, bool store) {
+__device__ __forceinline__ void write_out(const FewRows& work, const float (&sums)[count / 2], float* staged,
+                                          int first_row, int64_t first_column, int group) {
   constexpr int step = count < few_rows_staged_tokens ? count : few_rows_staged_tokens;
-  const int thread = threadIdx.x % 128;
+  const int thread = static_cast<int>(threadIdx.x) % 128;
   const int sum_row = 16 * (thread / 32) + thread % 32 / 4, sum_token = 2 * (thread % 4);
-  const int token = thread / 8;
-  const int64_t column = first_column + thread % 8 * 8;
+  const int token = thread / 8, column = thread % 8 * 8;
 #pragma unroll
   for (int first = 0; first < count; first += step) {
-    if (store && first_row + first >= work.m) break;
+    if (first_row + first >= work.m) break;
     sync_group(group);
 #pragma unroll
     for (int i = 0; i < step / 2; ++i) {
@@ -167,12 +159,11 @@ __device__ __forceinline__ void write_out(const FewRows& work, const float (&sum
     }
     sync_group(group);
     const int64_t row = first_row + first + token;
-    if (token >= step || row >= work.m || column >= work.n) continue;
+    if (token >= step || row >= work.m || first_column + column >= work.n) continue;
     float values[8];
-    const float4* from = reinterpret_cast<const float4*>(staged + token * few_rows_staged_stride + thread % 8 * 8);
-    *reinterpret_cast<float4*>(values) = from[0];
-    *reinterpret_cast<float4*>(values + 4) = from[1];
-    finish_numbers(work, row, column, values, store);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] = staged[token * few_rows_staged_stride + column + i];
+    finish_numbers(work, row, first_column + column, values);
   }
 }
 
@@ -185,65 +176,57 @@ __device__ __forceinline__ void store_at(float4* place, uint32_t rank, float4 va
       : "memory");
 }
 
-// Sums over the cluster, in the order of its ranks, and out.
+// Adds up over the cluster, in the order of its ranks, and writes the block's share of the tokens.
 template <int groups, int tokens, int splits>
-__device__ __forceinline__ void finish_tile(const FewRows& work, const float (&sums)[tokens / 2], char* ring, float* staged,
-                            int64_t column, int group, bool store) {
-  if constexpr (splits == 1) {
-    write_out<tokens>(work, sums, staged, 0, column, group, store);
-  } else {
-    constexpr int parts = few_rows_parts(tokens, splits);
-    constexpr int numbers = tokens / 2 / parts;  // of a thread, in a part
-    constexpr int vectors = numbers / 4;
-    const uint32_t rank = cluster_rank();
-    const int step = store ? 128 * groups : 0;
-    float4* received = reinterpret_cast<float4*>(store ? ring : reinterpret_cast<char*>(staged - group * few_rows_staged_tokens * few_rows_staged_stride)) + threadIdx.x;
-    cluster_sync();  // everybody is done with its ring
+__device__ __forceinline__ void finish_shares(const FewRows& work, const float (&sums)[tokens / 2],
+                                              char* ring, float* staged, int64_t column, int group) {
+  constexpr int parts = few_rows_parts(tokens, splits);
+  constexpr int numbers = tokens / 2 / parts;  // of a thread, in a part
+  constexpr int vectors = numbers / 4;
+  constexpr int threads = 128 * groups;
+  const uint32_t rank = cluster_rank();
+  float4* received = reinterpret_cast<float4*>(ring) + threadIdx.x;
+  cluster_sync();  // everybody is done with its ring
 #pragma unroll
-    for (int part = 0; part < parts; ++part) {
+  for (int part = 0; part < parts; ++part) {
 #pragma unroll
-      for (int v = 0; v < vectors; ++v) {
-        const float* four = &sums[part * numbers + v * 4];
-        store_at(received + (rank * vectors + v) * step, part,
-                 make_float4(four[0], four[1], four[2], four[3]));
-      }
+    for (int v = 0; v < vectors; ++v) {
+      const float* four = &sums[part * numbers + v * 4];
+      store_at(received + (rank * vectors + v) * threads, part,
+               make_float4(four[0], four[1], four[2], four[3]));
     }
-    cluster_sync();
-    if (rank >= parts && store) return;
-    float totals[numbers] = {};
-#pragma unroll
-    for (int from = 0; from < splits; ++from) {
-#pragma unroll
-      for (int v = 0; v < vectors; ++v) {
-        const float4 four = received[(from * vectors + v) * step];
-        totals[v * 4] += four.x;
-        totals[v * 4 + 1] += four.y;
-        totals[v * 4 + 2] += four.z;
-        totals[v * 4 + 3] += four.w;
-      }
-    }
-    write_out<tokens / parts>(work, totals, staged, static_cast<int>(rank) * (tokens / parts), column, group, store);
   }
+  cluster_sync();
+  if (rank >= parts) return;
+  float totals[numbers];
+#pragma unroll
+  for (int i = 0; i < numbers; ++i) totals[i] = 0.0F;
+#pragma unroll
+  for (int from = 0; from < splits; ++from) {
+#pragma unroll
+    for (int v = 0; v < vectors; ++v) {
+      const float4 four = received[(from * vectors + v) * threads];
+      totals[v * 4] += four.x;
+      totals[v * 4 + 1] += four.y;
+      totals[v * 4 + 2] += four.z;
+      totals[v * 4 + 3] += four.w;
+    }
+  }
+  write_out<tokens / parts>(work, totals, staged, static_cast<int>(rank) * (tokens / parts), column, group);
 }
 
 template <int groups, int tokens, int splits>
-__device__ __forceinline__ void multiply_tiles(const FewRows& work, int k_begin, int k_end, int row, char* ring, float* staged,
-                               FewRowsBarriers& barriers) {
+__device__ void multiply_tiles(const FewRows& work, int k_begin, int k_end, int row, char* ring,
+                               float* staged, FewRowsBarriers& barriers) {
   constexpr int bytes = few_rows_stage_bytes(groups, tokens);
-  const int group = threadIdx.x / 128;
+  const int group = static_cast<int>(threadIdx.x) / 128;
   const bool first_thread = threadIdx.x % 128 == 0;
+  staged += group * few_rows_staged_floats;
   RingPlace place;
   float sums[tokens / 2];
-#pragma unroll
-  for (int i = 0; i < tokens / 2; ++i) sums[i] = 0.0F;
-#pragma unroll 1
-  for (int pass = work.warm ? 0 : 1; pass < 2; ++pass) {
-    if (pass == 1) {
-    wait_for_previous();
   int used = -1;  // the stage whose products may still run
   for (int k = k_begin; k < k_end; ++k) {
     barrier_wait(&barriers.full[place.stage], place.phase);
-    if (k == k_begin && work.trace && threadIdx.x == 0) work.trace[6] = now();  // TRACE
     const char* stage = ring + place.stage * bytes;
     const uint64_t a = describe_k_major(stage + group * 64 * few_rows_k * 2);
     const uint64_t b = describe_k_major(stage + groups * 64 * few_rows_k * 2);
@@ -260,32 +243,36 @@ __device__ __forceinline__ void multiply_tiles(const FewRows& work, int k_begin,
   }
   wgmma_wait<0>();
   pin(sums);
-  if (work.trace && threadIdx.x == 0) work.trace[4] = now();  // TRACE
-    }
-  finish_tile<groups, tokens, splits>(work, sums, ring, staged + group * few_rows_staged_tokens * few_rows_staged_stride,
-                                      row + group * 64, group, pass == 1);
+  const int64_t column = row + group * 64;
+  if constexpr (splits == 1) {
+    write_out<tokens>(work, sums, staged, 0, column, group);
+  } else {
+    finish_shares<groups, tokens, splits>(work, sums, ring, staged, column, group);
   }
 }
 
 #endif  // SL_HOPPER
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define SL_CLUSTER(blocks) __cluster_dims__(blocks, 1, 1)
+#else
+#define SL_CLUSTER(blocks)
+#endif
+
+// Grid: (splits, tiles). The last warp copies; each group of 128 threads multiplies 64 weight rows.
 template <int groups, int tokens, int splits>
-__global__ __launch_bounds__(128 * groups + 32, 1) __cluster_dims__(splits, 1, 1) void few_rows_kernel(
-    const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap x,
-    const __grid_constant__ FewRows given) {
+__global__ __launch_bounds__(128 * groups + 32, tokens <= 64 ? 2 : 1)
+    SL_CLUSTER(splits) void few_rows_kernel(const __grid_constant__ CUtensorMap weights,
+                                            const __grid_constant__ CUtensorMap x,
+                                            const __grid_constant__ FewRows work) {
 #if SL_HOPPER
-  FewRows work = given;  // TRACE
-  if (work.trace) work.trace += 8 * (blockIdx.x + gridDim.x * blockIdx.y);  // TRACE
-  if (work.trace && threadIdx.x == 0) { work.trace[0] = now(); work.trace[7] = 1; }  // TRACE
   extern __shared__ char shared[];
   char* ring = shared + (1024 - shared_address(shared) % 1024) % 1024;
   float* staged = reinterpret_cast<float*>(ring + work.stages * few_rows_stage_bytes(groups, tokens));
-  FewRowsBarriers& barriers =
-      *reinterpret_cast<FewRowsBarriers*>(staged + groups * few_rows_staged_tokens * few_rows_staged_stride);
-  const int split = static_cast<int>(blockIdx.x), row = static_cast<int>(blockIdx.y) * 64 * groups;
-  const int k_begin = work.k_blocks * split / splits, k_end = work.k_blocks * (split + 1) / splits;
-  const bool copies = threadIdx.x >= 128 * groups && elect_one();
-  if (copies) {
+  auto& barriers = *reinterpret_cast<FewRowsBarriers*>(staged + groups * few_rows_staged_floats);
+  if (threadIdx.x == 0) {
+    prefetch_map(&weights);
+    prefetch_map(&x);
     for (int stage = 0; stage < work.stages; ++stage) {
       barrier_init(&barriers.full[stage], 1);
       barrier_init(&barriers.empty[stage], groups);
@@ -294,13 +281,17 @@ __global__ __launch_bounds__(128 * groups + 32, 1) __cluster_dims__(splits, 1, 1
   }
   __syncthreads();
   start_next();
+  const int split = static_cast<int>(blockIdx.x), row = static_cast<int>(blockIdx.y) * 64 * groups;
+  const int k_begin = work.k_blocks * split / splits, k_end = work.k_blocks * (split + 1) / splits;
   if (threadIdx.x >= 128 * groups) {
-    if (copies) copy_tiles<groups, tokens>(work, &weights, &x, k_begin, k_end, row, ring, barriers);
+    if (elect_one()) copy_tiles<groups, tokens>(work, &weights, &x, k_begin, k_end, row, ring, barriers);
   } else {
+    wait_for_previous();
     multiply_tiles<groups, tokens, splits>(work, k_begin, k_end, row, ring, staged, barriers);
-    if (work.trace && threadIdx.x == 0) work.trace[5] = now();  // TRACE
   }
 #endif
 }
+
+#undef SL_CLUSTER
 
 }  // namespace sl::cuda

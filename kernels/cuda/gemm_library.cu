@@ -37,7 +37,7 @@ uint32_t alignment_of(const void* address) {
 LibraryProduct::LibraryProduct(const Context& context, const Gemm& op, int64_t m, int64_t n, int64_t k)
     : context_(context), op_(op) {
   require(m > 0 && n > 0 && k > 0, "an empty product for cuBLASLt");
-  workspace_bytes_ = static_cast<size_t>(context.cuda->blas_workspace.bytes() - counter_bytes);
+  workspace_bytes_ = static_cast<size_t>(context.cuda->blas_workspace.bytes());
   // Never TF32: products of f32 are as exact as f32 allows.
   SL_CUBLAS(cublasLtMatmulDescInit(&product_, CUBLAS_COMPUTE_32F, CUDA_R_32F));
   set(product_, CUBLASLT_MATMUL_DESC_TRANSA, op.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);

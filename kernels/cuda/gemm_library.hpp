@@ -10,10 +10,6 @@
 
 namespace sl {
 
-// The end of CudaState::blas_workspace that the library does not get: counters of our own kernels, zero
-// between launches.
-constexpr int64_t counter_bytes = int64_t{64} << 10;
-
 struct LibraryCandidate {
   cublasLtMatmulAlgo_t algorithm;
 };

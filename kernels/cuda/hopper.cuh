@@ -196,17 +196,6 @@ __device__ __forceinline__ void tma_load(void* shared, const CUtensorMap* map, i
       "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(shared_address(full)), "l"(keep)
       : "memory");
 }
-// The same box into the same place of every block of the cluster in `blocks` (a bit a rank); the bytes arrive
-// at each one's own `full`.
-__device__ __forceinline__ void tma_load_multicast(void* shared, const CUtensorMap* map, int column, int row,
-                                                   uint64_t* full, uint16_t blocks,
-                                                   uint64_t keep = keep_normal) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
-      ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5, %6;" ::"r"(shared_address(shared)),
-      "l"(map), "r"(column), "r"(row), "r"(shared_address(full)), "h"(blocks), "l"(keep)
-      : "memory");
-}
 // `bytes` (a multiple of 16; both addresses too) of plain memory.
 __device__ __forceinline__ void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t* full,
                                           uint64_t keep = keep_normal) {
@@ -215,29 +204,6 @@ __device__ __forceinline__ void bulk_load(void* shared, const void* global, uint
       " [%0], [%1], %2, [%3], %4;" ::"r"(shared_address(shared)),
       "l"(global), "r"(bytes), "r"(shared_address(full)), "l"(keep)
       : "memory");
-}
-
-// From shared memory out. Writers: fence_async(), a barrier between threads, then one thread stores, commits,
-// and waits until at most `pending` of its commits have not been read (so that the memory may be reused).
-__device__ __forceinline__ void tma_store(const CUtensorMap* map, const void* shared, int column, int row) {
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map),
-               "r"(column), "r"(row), "r"(shared_address(shared))
-               : "memory");
-}
-__device__ __forceinline__ void tma_store(const CUtensorMap* map, const void* shared, int c0, int c1,
-                                          int c2) {
-  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(map),
-               "r"(c0), "r"(c1), "r"(c2), "r"(shared_address(shared))
-               : "memory");
-}
-__device__ __forceinline__ void tma_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-template <int pending = 0>
-__device__ __forceinline__ void tma_wait_read() {
-  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(pending) : "memory");
-}
-template <int pending = 0>
-__device__ __forceinline__ void tma_wait_written() {
-  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(pending) : "memory");
 }
 
 // ---- Clusters ----
@@ -250,15 +216,6 @@ __device__ __forceinline__ uint32_t cluster_rank() {
 __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.aligned;\n barrier.cluster.wait.aligned;" ::: "memory");
 }
-// Arrives at the barrier in the same place of block `rank` of the cluster.
-__device__ __forceinline__ void barrier_arrive_at(uint64_t* barrier, uint32_t rank) {
-  asm volatile(
-      "{\n .reg .b32 remote;\n mapa.shared::cluster.u32 remote, %0, %1;\n"
-      " mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(shared_address(barrier)),
-      "r"(rank)
-      : "memory");
-}
-
 // ---- Products of a warpgroup ----
 //
 // d (64 x N, f32) = a (64 x 16) b (16 x N) + d. Thread t of the 128 holds as d[4 j + 2 i + e] element
@@ -285,14 +242,6 @@ __device__ __forceinline__ void pin(T (&registers)[count]) {
       asm volatile("" : "+r"(registers[i])::"memory");
     }
   }
-}
-
-// Before products without `accumulate`: tells the compiler that the old values are dead (wgmma is written as
-// reading them). No instructions come of it.
-template <int count>
-__device__ __forceinline__ void forget(float (&registers)[count]) {
-#pragma unroll
-  for (int i = 0; i < count; ++i) registers[i] = 0.0F;
 }
 
 // Describe tiles of 128-byte rows to wgmma. `k major`: a row is one m (or n), 64 k wide; the next 16 k are 32

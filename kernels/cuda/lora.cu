@@ -1,6 +1,7 @@
 // Low-rank adapters (Hu et al. 2021) on top of a linear layer: two launches, the products with a and with b.
-// bf16 uses tensor cores (lora_products.cuh); f32, and sizes or addresses that do not allow accesses of 16
-// bytes, use the plain kernels here.
+// bf16 uses tensor cores (lora_products.cuh); f32, ranks that are not multiples of 8, and sizes or addresses
+// that do not allow accesses of 16 bytes, use the plain kernels here. A batch of few rows is fastest when the
+// scratch has room for eight low-rank rows a row.
 #include "kernels/cuda/lora_products.cuh"
 
 namespace sl {
@@ -78,6 +79,9 @@ bool fits_tensor_cores(const Lora& op) {
   return fits;
 }
 
+// Tiles of so many rows do not fill the card twice: their sums are cut into parts, if the scratch has room.
+constexpr int64_t few_rows = 1024;
+
 using ShrinkKernel = void (*)(lora::ShrinkWork);
 
 // For tiles in pairs when there are many.
@@ -91,16 +95,16 @@ void launch_products(const Context& context, const Lora& op, int64_t first, int6
   const int64_t tiles = ceil_div(op.x.rows(), lora::tile_rows), n_out = op.out.columns();
   lora::Layer layer = layer_of<bf16>(op, first);
   layer.low_stride = static_cast<int>(rank);
-  const bool few = 2 * tiles < context.cuda->multiprocessors;
-  if (few && op.scratch.size() >= lora::most_parts * op.x.rows() * rank) layer.parts = lora::most_parts;
+  const bool few = op.x.rows() <= few_rows && op.scratch.size() >= lora::most_parts * op.x.rows() * rank;
+  if (few) layer.parts = lora::most_parts;
 
   lora::ShrinkWork shrink = {};
   shrink.x = pointer<bf16>(op.x);
   shrink.x_stride = op.x.row_stride();
   shrink.n_in = static_cast<int>(op.x.columns());
-  shrink.layer[0] = layer;
+  shrink.layer = layer;
   launch_kernel(context, shrink_kernel(rank, few),
-                dim3(static_cast<unsigned>(ceil_div(tiles, few ? 1 : 2) * layer.parts), 1,
+                dim3(static_cast<unsigned>(ceil_div(tiles, few ? 1 : 2) * layer.parts),
                      static_cast<unsigned>(ceil_div(rank, 32))),
                 lora::threads, 0, shrink);
 
@@ -110,8 +114,10 @@ void launch_products(const Context& context, const Lora& op, int64_t first, int6
   expand.tiles = static_cast<int>(std::clamp<int64_t>(tiles * across / (8 * context.cuda->multiprocessors), 1,
                                                       std::min<int64_t>(most_tiles, 4)));
   expand.rank = static_cast<int>(rank);
-  expand.layer[0] = layer;
-  expand.target[0] = {pointer<bf16>(op.out), op.out.row_stride(), static_cast<int>(n_out)};
+  expand.layer = layer;
+  expand.out = pointer<bf16>(op.out);
+  expand.out_stride = op.out.row_stride();
+  expand.n_out = static_cast<int>(n_out);
   const int words = 2 * expand.tiles * lora::tile_rows * lora::StagedRows::stride_for(expand.rank);
   launch_kernel(context, layer.parts == 1 ? lora::expand_tiles<1> : lora::expand_tiles<lora::most_parts>,
                 dim3(static_cast<unsigned>(across), static_cast<unsigned>(ceil_div(tiles, expand.tiles))),

@@ -2,6 +2,10 @@
 //
 // The statistics read a row once: each thread keeps the largest number so far and the sum of exp(x -
 // largest), rescaled when the largest grows (Milakov and Gimelshein 2018); 16 numbers share one rescaling.
+//
+// Measured on one H100 80GB HBM3, 152,064 columns: statistics of 64 rows 21 us, of 512 126 us (2.47 TB/s), of
+// 1,024 208 us (3.00 TB/s); the gradient of 1,024 rows 414 us (3.01 TB/s). One block a row: fewer than 132
+// rows leave multiprocessors idle.
 #include "kernels/cuda/rows.cuh"
 
 namespace sl {

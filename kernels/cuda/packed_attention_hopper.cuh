@@ -34,16 +34,16 @@ struct PackedForwardParameters {
   float scale;
 };
 
-// What one configuration needs: D head dimension, N keys a step, consumer warpgroups, stages of K and of V.
-template <int D_, int N_, int consumers_, int stages_, int q_stages_ = 2, int variant_ = 0>
+// What one configuration needs: D head dimension, N keys a step, stages of K and of V, and of Q.
+template <int D_, int N_, int stages_, int q_stages_>
 struct PackedForward {
-  static constexpr int variant = variant_, q_stages = q_stages_;
-  static constexpr int D = D_, N = N_, consumers = consumers_, stages = stages_;
+  static constexpr int D = D_, N = N_, stages = stages_, q_stages = q_stages_;
+  static constexpr int consumers = 2;  // warpgroups
   static constexpr int rows = 64 * consumers;
   static constexpr int threads = 128 * (consumers + 1);
   static constexpr int chunks = D / 64;  // tiles of 64 columns side by side
-  static constexpr int producer_registers = consumers == 3 ? 32 : N > 128 ? 24 : 40;
-  static constexpr int consumer_registers = consumers == 3 ? 160 : N > 128 ? 240 : 232;
+  static constexpr int producer_registers = 40;
+  static constexpr int consumer_registers = 232;
 
   struct Shared {
     alignas(1024) bf16 q[q_stages][chunks][rows][64];
@@ -60,16 +60,13 @@ struct PackedForward {
 
 // Softmax over the steps of one warpgroup's rows; each thread has two of them (8 apart) and a quarter of
 // their columns. Maxima are of unscaled scores; the scale is folded into the base-2 exponent.
-__device__ __forceinline__ float exp2_poly(float x) {
-  x = fmaxf(x, -126.0F);
-  const float t = x + 12582912.0F;
-  const float f = x - (t - 12582912.0F);
-  const float y = fmaf(fmaf(fmaf(0.0551716671F, f, 0.242611122F), f, 0.693260986F), f, 0.999928074F);
-  return __int_as_float(__float_as_int(y) + (__float_as_int(t) << 23));
-}
-
-template <int N, bool lazy, int poly>
+template <int N>
 struct OnlineSoftmax {
+  // By how many powers of 2 scores may outgrow the maximum that exponentials are taken against, before that
+  // maximum and all sums are adjusted: exponentials and sums stay far from overflow, and after the first few
+  // blocks hardly any step has to multiply the output. (The idea is FlashAttention-4's.)
+  static constexpr float tolerated_growth = 8.0F;
+
   float scale_log2;
   float largest[2], sum[2], shrink[2];  // sum: of this thread's columns only
 
@@ -96,21 +93,12 @@ struct OnlineSoftmax {
       }
       highest = fmaxf(highest, __shfl_xor_sync(0xFFFFFFFFU, highest, 1));
       highest = fmaxf(highest, __shfl_xor_sync(0xFFFFFFFFU, highest, 2));
-      if constexpr (lazy) {
-        if constexpr (first) {
-          largest[i] = highest;
-        } else {
-          const bool grown = (highest - largest[i]) * scale_log2 > 8.0F;
-          shrink[i] = grown ? exp2_fast((largest[i] - highest) * scale_log2) : 1.0F;
-          largest[i] = grown ? highest : largest[i];
-        }
-      } else {
-        if constexpr (!first) {
-          highest = fmaxf(highest, largest[i]);
-          shrink[i] = exp2_fast((largest[i] - highest) * scale_log2);
-          if (may_hide && highest == -INFINITY) shrink[i] = 1.0F;
-        }
+      if constexpr (first) {
         largest[i] = highest;
+      } else {
+        const bool grown = (highest - largest[i]) * scale_log2 > tolerated_growth;
+        shrink[i] = grown ? exp2_fast((largest[i] - highest) * scale_log2) : 1.0F;
+        largest[i] = grown ? highest : largest[i];
       }
       const float subtract = may_hide && largest[i] == -INFINITY ? 0.0F : largest[i] * scale_log2;
       float total = 0.0F;
@@ -119,11 +107,7 @@ struct OnlineSoftmax {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float& x = s[4 * j + 2 * i + e];
-          if (poly != 0 && !first && j % (poly == 0 ? 1 : poly / 2) == 0 && e == 0) {
-            x = exp2_poly(x * scale_log2 - subtract);
-          } else {
-            x = exp2_fast(x * scale_log2 - subtract);
-          }
+          x = exp2_fast(x * scale_log2 - subtract);
           total += x;
         }
       }
@@ -224,17 +208,13 @@ __global__ void __launch_bounds__(F::threads, 1)
     const auto release = [&](uint64_t* empty) {
       if (lane == 0) barrier_arrive(empty);
     };
-    const auto take_turn = [&] {
-      if constexpr (F::consumers > 1 && (F::variant & 8) == 0) named_sync(my_turn, 256);
-    };
-    const auto end_turn = [&] {
-      if constexpr (F::consumers > 1 && (F::variant & 8) == 0) named_arrive(next_turn, 256);
-    };
+    const auto take_turn = [&] { named_sync(my_turn, 256); };
+    const auto end_turn = [&] { named_arrive(next_turn, 256); };
     if (consumer == F::consumers - 1) end_turn();  // the first consumer begins
 
     StageCursor<F::q_stages> q;
     StageCursor<stages> k, v;
-    OnlineSoftmax<N, (F::variant & 2) != 0, (F::variant & 16) ? 4 : (F::variant & 32) ? 8 : 0> softmax;
+    OnlineSoftmax<N> softmax;
     softmax.scale_log2 = p.scale * 1.4426950408889634F;
     while (true) {
       barrier_wait(&shared.q_full[q.stage], q.parity);
@@ -252,7 +232,6 @@ __global__ void __launch_bounds__(F::threads, 1)
       const auto start_scores = [&] {
         const uint64_t a = describe_k_major(&shared.q[q.stage][0][consumer * 64][0]);
         const uint64_t b = describe_k_major(&shared.k[k.stage][0][0][0]);
-        forget(s);
 #pragma unroll
         for (int i = 0; i < D / 16; ++i) {
           Wgmma<N>::multiply(s, advance(a, i / 4 * sizeof(shared.q[0][0]) + i % 4 * 32),
@@ -301,9 +280,7 @@ __global__ void __launch_bounds__(F::threads, 1)
       };
       const auto prepare_values = [&] {
         pack_probabilities();
-        if constexpr (F::variant >= 1) {
-          if (!__any_sync(0xFFFFFFFFU, softmax.shrink[0] != 1.0F || softmax.shrink[1] != 1.0F)) return;
-        }
+        if (!__any_sync(0xFFFFFFFFU, softmax.shrink[0] != 1.0F || softmax.shrink[1] != 1.0F)) return;
 #pragma unroll
         for (int i = 0; i < D / 2; ++i) o[i] *= softmax.shrink[i / 2 % 2];
       };

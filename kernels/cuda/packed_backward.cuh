@@ -23,7 +23,6 @@ struct PackedBackwardParameters {
   const float* log_sum_exp;
   bf16* grad_qkv;
   PackedQueue* queue;
-  float* dq_sums;
   int64_t log_sum_exp_stride, grad_qkv_stride;
   int sequences, query_heads, key_heads;
   int section_bytes;  // of keys and values that a section of heads may read

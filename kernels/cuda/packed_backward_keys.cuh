@@ -21,9 +21,8 @@ __device__ __forceinline__ int statistic_place(int query) {
 }
 
 // D head dimension, stages of queries.
-template <int D_, int stages_, int variant_ = 0>
+template <int D_, int stages_>
 struct PackedBackwardKeys {
-  static constexpr int variant = variant_;
   static constexpr int D = D_, stages = stages_;
   static constexpr int rows = 128, queries = 64;
   static constexpr int threads = 384;
@@ -163,8 +162,6 @@ __global__ void __launch_bounds__(F::threads, 1)
       if (lane == 0) barrier_arrive(empty);
     };
     const float scale_log2 = p.scale * 1.4426950408889634F;
-    if constexpr (F::variant & 1)
-      if (consumer == 1) named_arrive(1, 256);
     StageCursor<stages> q, grad;  // of the next scores, and of the next grad_out V^T
     uint32_t kv_parity = 0;
     while (true) {
@@ -182,7 +179,6 @@ __global__ void __launch_bounds__(F::threads, 1)
 
       const auto start_transposed = [&](float(&d)[queries / 2], const bf16* keys, const bf16* rows) {
         const uint64_t a = describe_k_major(keys + consumer * 64 * 64), b = describe_k_major(rows);
-        forget(d);
         wgmma_fence();
 #pragma unroll
         for (int i = 0; i < D / 16; ++i) {
@@ -236,16 +232,13 @@ __global__ void __launch_bounds__(F::threads, 1)
       };
       const auto step = [&](auto first) {
         if constexpr (!decltype(first)::value) finish_values();
-        if constexpr (F::variant & 1) named_sync(1 + consumer, 256);
         start_scores();
         if constexpr (!decltype(first)::value) start_sum(dk, &shared.q[old_stage][0][0][0]);
         start_grad_values();
-        if constexpr (F::variant & 1) named_arrive(2 - consumer, 256);
         float statistic[queries / 4];
-        if constexpr (F::variant & 4) read_statistic(statistic, shared.log_sum_exp[q.stage]);
+        read_statistic(statistic, shared.log_sum_exp[q.stage]);
         wgmma_wait<decltype(first)::value ? 1 : 2>();
         pin(s);
-        if constexpr ((F::variant & 4) == 0) read_statistic(statistic, shared.log_sum_exp[q.stage]);
 #pragma unroll
         for (int j = 0; j < queries / 2; ++j)
           s[j] = exp2_fast(s[j] * scale_log2 - statistic[j / 4 * 2 + j % 2]);
@@ -267,10 +260,9 @@ __global__ void __launch_bounds__(F::threads, 1)
 #pragma unroll
         for (int i = 0; i < queries / 4; ++i) left[i] = pack(s[2 * i], s[2 * i + 1]);
         start_sum(dv, &shared.grad_out[grad.stage][0][0][0]);
-        if constexpr (F::variant & 4) read_statistic(statistic, shared.delta[q.stage]);
+        read_statistic(statistic, shared.delta[q.stage]);
         wgmma_wait<1>();
         pin(dp);
-        if constexpr ((F::variant & 4) == 0) read_statistic(statistic, shared.delta[q.stage]);
 #pragma unroll
         for (int j = 0; j < queries / 2; ++j) s[j] *= dp[j] - statistic[j / 4 * 2 + j % 2];
         pin(s);
@@ -294,8 +286,6 @@ __global__ void __launch_bounds__(F::threads, 1)
       write_product<D>(dk, {p.scale, p.scale}, grad_key, p.grad_qkv_stride, rows);
       write_product<D>(dv, {1.0F, 1.0F}, grad_key + p.key_heads * D, p.grad_qkv_stride, rows);
     }
-    if constexpr (F::variant & 1)
-      if (consumer == 0) named_sync(1, 256);
   }
 }
 

@@ -8,12 +8,10 @@
 
 namespace sl::cuda {
 
-// D head dimension, N keys a step, stages of keys and of values; `turns`: the warpgroups start their products
-// in turn.
-template <int D_, int N_, int key_stages_, int value_stages_, bool turns_>
+// D head dimension, N keys a step, stages of keys and of values.
+template <int D_, int N_, int key_stages_, int value_stages_>
 struct PackedBackwardQueries {
   static constexpr int D = D_, N = N_, key_stages = key_stages_, value_stages = value_stages_;
-  static constexpr bool turns = turns_;
   static constexpr int rows = 128;
   static constexpr int threads = 384;
   static constexpr int chunks = D / 64;
@@ -114,12 +112,9 @@ __global__ void __launch_bounds__(F::threads, 1)
     const auto release = [&](uint64_t* empty) {
       if (lane == 0) barrier_arrive(empty);
     };
-    const auto take_turn = [&] {
-      if constexpr (F::turns) named_sync(1 + consumer, 256);
-    };
-    const auto end_turn = [&] {
-      if constexpr (F::turns) named_arrive(2 - consumer, 256);
-    };
+    // The warpgroups start their products in turn.
+    const auto take_turn = [&] { named_sync(1 + consumer, 256); };
+    const auto end_turn = [&] { named_arrive(2 - consumer, 256); };
     if (consumer == 1) end_turn();  // the first consumer begins
 
     const float scale_log2 = p.scale * 1.4426950408889634F;
@@ -146,7 +141,6 @@ __global__ void __launch_bounds__(F::threads, 1)
 
       const auto start_product = [&](float(&d)[N / 2], const bf16* rows, const bf16* keys) {
         const uint64_t a = describe_k_major(rows + consumer * 64 * 64), b = describe_k_major(keys);
-        forget(d);
         wgmma_fence();
 #pragma unroll
         for (int i = 0; i < D / 16; ++i) {

@@ -13,7 +13,6 @@ struct PackedTile {
   int first, end;
   int tile;
   int head;
-  int sequence;
 };
 
 // Numbers the pieces of work of a batch: sequence by sequence; in it, sections of heads; in a section, the
@@ -51,13 +50,12 @@ class PackedTiles {
         const int heads_here = min(wanted, heads_ - first_head);
         rest -= first_head * tiles;
         const int tile = rest / heads_here;
-        return {first, end, ascending ? tile : tiles - 1 - tile, first_head + rest % heads_here,
-                chunk_ + owner};
+        return {first, end, ascending ? tile : tiles - 1 - tile, first_head + rest % heads_here};
       }
       before_ += all;
       load(chunk_ + 32);
     }
-    return {0, 0, 0, -1, 0};
+    return {0, 0, 0, -1};
   }
 
  private:

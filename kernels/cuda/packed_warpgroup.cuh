@@ -19,8 +19,7 @@ __device__ __forceinline__ Shared& shared_memory() {
 }
 
 __device__ __forceinline__ PackedTile uniform(const PackedTile& tile) {
-  return {uniform(tile.first), uniform(tile.end), uniform(tile.tile), uniform(tile.head),
-          uniform(tile.sequence)};
+  return {uniform(tile.first), uniform(tile.end), uniform(tile.tile), uniform(tile.head)};
 }
 
 // Goes round the stages of a pipeline; `parity` is that of the "full" barrier of this round.

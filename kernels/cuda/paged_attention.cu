@@ -73,7 +73,8 @@ void launch<Device::cuda>(const Context& context, const PagedAttention& op) {
     return;
   }
   require(op.plan.defined(), "PagedAttention: without a plan");
-  const bool mixed = op.longest_query > 1;
+  // With `deterministic` the plan gives the rows of prompts to the decode kernel too.
+  const bool mixed = op.longest_query > 1 && !context.deterministic;
   if (mixed) launch_prefill(context, op);
   launch_decode(context, op, mixed);
 }

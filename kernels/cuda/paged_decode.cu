@@ -8,10 +8,7 @@
 namespace sl::cuda::paged {
 namespace {
 
-#ifndef PAGED_WARPS
-#define PAGED_WARPS 4
-#endif
-constexpr int consumer_warps = PAGED_WARPS;
+constexpr int consumer_warps = 4;
 
 int64_t shared_limit(const Context& context) {
   int limit = 0;
@@ -26,9 +23,9 @@ int64_t most_chunks_each(const PagedAttention& op) {
 
 int64_t block_count(const Context& context, const PagedAttention& op) {
   const int64_t sequences = op.context_lengths.dim(0), key_heads = op.key_pages.dim(1);
+  const int64_t chunks = std::max(sequences * most_chunks_each(op), op.qkv.rows());
   const int64_t room = (op.plan.dim(0) - chunks_begin(sequences)) / 8;  // for chunks in the plan
-  return std::min({sequences * most_chunks_each(op) * key_heads, room * key_heads,
-                   int64_t{context.cuda->multiprocessors}});
+  return std::min({chunks * key_heads, room * key_heads, int64_t{context.cuda->multiprocessors}});
 }
 
 PageRows page_rows(const Context& context, const PagedAttention& op) {
@@ -95,7 +92,7 @@ void launch(const Context& context, const PagedAttention& op, bool beside_previo
                                 .stages = static_cast<int>(stages),
                                 .scale_log2 = op.scale * log2_e,
                                 .beside_previous = beside_previous});
-  if (most_chunks_each(op) > 1) launch_sums<head_dim>(context, op);
+  if (most_chunks_each(op) > 1 && !context.deterministic) launch_sums<head_dim>(context, op);
 }
 
 }  // namespace

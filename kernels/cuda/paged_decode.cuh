@@ -17,10 +17,7 @@
 
 namespace sl::cuda::paged {
 
-#ifndef PAGED_PARTS
-#define PAGED_PARTS 2
-#endif
-constexpr int stage_parts = PAGED_PARTS;
+constexpr int stage_parts = 2;
 constexpr int stage_tokens = stage_parts * part_tokens;
 constexpr int work_slots = 4;  // pieces of work whose queries are in shared memory
 
@@ -141,11 +138,7 @@ class DecodeBlock {
     int field = load_field(work);
     while (work < total) {
       int next = 0;
-#ifdef PAGED_STATIC
-      next = work + gridDim.x;
-#else
       if (lane_ == 0) next = gridDim.x + take_work(a_.plan + decode_queue);
-#endif
       const DecodeChunk chunk = chunk_of(field);
       const int head = work % a_.key_heads;
       const int row = find_part(chunk, head, 0);

@@ -1,5 +1,5 @@
-// Filling shared memory in the background, with barriers that count: on Hopper by the copy engine, before by 16
-// bytes a lane. The same code drives both; hopper.cuh describes the barriers.
+// Filling shared memory in the background, with barriers that count: on Hopper by the copy engine, before by
+// 16 bytes a lane. The same code drives both; hopper.cuh describes the barriers.
 #pragma once
 
 #include <cstdint>
@@ -46,16 +46,16 @@ __device__ inline void begin_fetch(uint64_t* full, uint32_t bytes, int lane) {
 __device__ inline void end_fetch(uint64_t* full) {}
 
 // Lane i copies row i, of a multiple of 8 numbers.
-__device__ inline void fetch_rows(uint64_t* full, bf16* shared, int shared_stride, const bf16* rows, int count,
-                                  int row_size, int lane) {
+__device__ inline void fetch_rows(uint64_t* full, bf16* shared, int shared_stride, const bf16* rows,
+                                  int count, int row_size, int lane) {
   if (lane < count) {
     bulk_load(shared + lane * shared_stride, rows + lane * row_size, row_size * 2, full);
   }
 }
 
 // Parts of keys and of values; lane first + i knows the row where part i begins. In shared memory a part is
-// head_dim / 64 tiles of 16 rows of 128 bytes; piece c of 16 bytes of row r is at c ^ (r % 8). Read once, so they
-// leave the L2 cache first.
+// head_dim / 64 tiles of 16 rows of 128 bytes; piece c of 16 bytes of row r is at c ^ (r % 8). Read once, so
+// they leave the L2 cache first.
 template <int head_dim>
 __device__ inline void fetch_parts(uint64_t* full, bf16* keys, bf16* values, const PageRows& pages, int row,
                                    int first, int count, int lane) {
@@ -76,9 +76,9 @@ __device__ inline void barrier_init(uint64_t* barrier, int arrivals) {
 __device__ inline void fence_barrier_init() {}
 __device__ inline void fence_async() {}
 __device__ inline void barrier_arrive(uint64_t* barrier) {
-  asm volatile("{\n .reg .b64 state;\n mbarrier.arrive.shared.b64 state, [%0];\n}\n" ::"r"(
-                   shared_address(barrier))
-               : "memory");
+  asm volatile(
+      "{\n .reg .b64 state;\n mbarrier.arrive.shared.b64 state, [%0];\n}\n" ::"r"(shared_address(barrier))
+      : "memory");
 }
 __device__ inline void barrier_wait(uint64_t* barrier, uint32_t parity) {
   uint32_t passed = 0;
@@ -98,8 +98,8 @@ __device__ inline void end_fetch(uint64_t* full) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(full)) : "memory");
 }
 
-__device__ inline void fetch_rows(uint64_t* full, bf16* shared, int shared_stride, const bf16* rows, int count,
-                                  int row_size, int lane) {
+__device__ inline void fetch_rows(uint64_t* full, bf16* shared, int shared_stride, const bf16* rows,
+                                  int count, int row_size, int lane) {
   for (int i = lane * 8; i < count * row_size; i += 32 * 8) {
     copy_async(shared_address(shared + i / row_size * shared_stride + i % row_size), rows + i, true);
   }

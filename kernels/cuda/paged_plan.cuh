@@ -1,16 +1,20 @@
-// The plan of a batch: what PlanPagedAttention writes, and the decode and prefill kernels read.
+// The plan of a batch: what PlanPagedAttention writes, and the kernels of PagedAttention read. i32 numbers:
 //
-//   int 0        number of chunks            int 4, 5     the same two counters of the prefill kernel
-//   int 1        number of prefill tiles     int 6        prefill tiles begin at this int
-//   int 2        pieces of work given out    int 7        slots of scratch in use
-//   int 3        blocks that found no more
-//   int 8 ..     for each sequence the slot of scratch of its first chunk, if it has several
-//   chunks       8 ints each (DecodeChunk), longest first
-//   tiles        2 ints each (PrefillTile), longest first
+//   0        number of chunks            4, 5     the same two counters of the prefill kernel
+//   1        number of prefill tiles     6        prefill tiles begin at this int
+//   2        pieces of work given out    7        slots of scratch in use
+//   3        blocks that found no more
+//   8 ..     for each sequence the slot of scratch of its first chunk, if it has several
+//   chunks   8 ints each (DecodeChunk), longest first
+//   tiles    2 ints each (PrefillTile), longest first
 //
 // A sequence with one row is decoding: its context is cut into chunks. The size of a chunk depends on the length
 // of that context alone, so a row's result does not depend on the batch around it. A sequence with more rows
 // goes to the prefill kernel, in tiles of rows.
+//
+// The prefill kernel rounds differently. With Context::deterministic a row must have the same bits wherever its
+// prompt was cut, so then every row, of whatever sequence, is one chunk of the decode kernel with all of its
+// context: no tiles, no scratch.
 #pragma once
 
 #include <algorithm>
@@ -22,10 +26,7 @@ namespace sl::cuda::paged {
 // Sizes of chunks, in tokens. Small ones spread a short context over more multiprocessors when few sequences
 // decode; large ones leave less to add up.
 constexpr int small_chunk = 256, large_chunk = 512;
-#ifndef PAGED_LIMIT
-#define PAGED_LIMIT 1024
-#endif
-constexpr int short_context = PAGED_LIMIT;  // cut in small chunks
+constexpr int short_context = 1024;  // cut in small chunks
 constexpr int most_chunks = 32;      // of a sequence: one lane of a warp each when they are added up
 constexpr int tile_pairs = 128;      // of row and query head, that a block of a prefill kernel works on
 
@@ -54,6 +55,7 @@ __host__ __device__ inline int chunk_tokens(int context) {
   constexpr int unit = large_chunk * most_chunks;
   return large_chunk * ((context + unit - 1) / unit);
 }
+// At least one: an empty context has an empty chunk.
 __host__ __device__ inline int chunks_of(int context) {
   const int step = chunk_tokens(context);
   return context <= step ? 1 : (context + step - 1) / step;
@@ -66,7 +68,6 @@ inline int64_t most_chunks_of(int64_t positions) {
 
 // Rows of a prefill tile: whole ones, each with all query heads of a key-value head.
 __host__ __device__ inline int tile_rows(int group) { return group < tile_pairs ? tile_pairs / group : 1; }
-
 // Tiles of at most so many rows in sequences of at least two rows.
 inline int64_t most_tiles(int64_t rows, int64_t sequences, int64_t group) {
   return rows / tile_rows(static_cast<int>(group)) + std::min(sequences, rows / 2);
@@ -78,7 +79,7 @@ __host__ __device__ inline int64_t slot_floats(int64_t group, int64_t head_dim) 
   return round_up(group * (head_dim + 2), 4);
 }
 
-// Persistent kernels begin with the pieces of work that follow from a block's number; the next ones they take
+// Persistent kernels begin with the piece of work that follows from a block's number; the next ones they take
 // from a queue of the plan: (pieces given out, blocks that found no more).
 __device__ inline int take_work(int* queue) { return atomicAdd(queue, 1); }
 

@@ -1,4 +1,5 @@
-// Launches the prefill kernel: on Hopper the one of paged_prefill_hopper.cuh, before that of paged_prefill.cuh.
+// Launches the prefill kernel: on Hopper the one of paged_prefill_hopper.cuh, before that of
+// paged_prefill.cuh.
 #include <algorithm>
 
 #include "kernels/cuda/paged_kernels.hpp"
@@ -26,10 +27,10 @@ void launch_hopper(const Context& context, const PagedAttention& op) {
   const auto map_of = [&](const Tensor& pages) {
     return matrix_map(pages.reshaped({page_rows, head_dim}), part_tokens);
   };
-  const CUtensorMap q_map =
-      make_tensor_map(op.qkv.raw(), {{head_dim, 64},
-                                     {op.query_heads, group, head_dim * 2},
-                                     {op.qkv.rows(), tile_rows(static_cast<int>(group)), op.qkv.row_stride() * 2}});
+  const CUtensorMap q_map = make_tensor_map(
+      op.qkv.raw(), {{head_dim, 64},
+                     {op.query_heads, group, head_dim * 2},
+                     {op.qkv.rows(), tile_rows(static_cast<int>(group)), op.qkv.row_stride() * 2}});
   const auto kernel = prefill_hopper_kernel<F>;
   SL_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(F::shared_bytes)));
@@ -78,11 +79,7 @@ void launch_plainer(const Context& context, const PagedAttention& op) {
 }  // namespace
 
 void launch_prefill(const Context& context, const PagedAttention& op) {
-#ifdef PAGED_PLAINER
-  const bool hopper = false;
-#else
   const bool hopper = context.cuda->compute_capability == 90;  // sm_90a code runs on nothing else
-#endif
   if (op.key_pages.dim(3) == 64) {
     (hopper ? launch_hopper<64> : launch_plainer<64>)(context, op);
   } else {

@@ -1,10 +1,11 @@
-// Attention of prompt chunks: sequences with several rows in the batch, each row seeing the context up to itself.
-// Bound by products, in the manner of FlashAttention-2 (Dao 2023) with tensor-core products of a warp.
+// Attention of prompt chunks: sequences with several rows in the batch, each row seeing the context up to
+// itself. Bound by products, in the manner of FlashAttention-2 (Dao 2023) with tensor-core products of a
+// warp.
 //
-// A block owns a tile of 128 pairs (row, query head) of one key-value head: GQA packs the heads of a group into
-// the tile, so a short chunk fills it too and keys are read once for the group. It walks the context in tiles
-// of 64 tokens, copied from the pages two deep while the tile before is multiplied. Four warps own 32 pairs
-// each, so that a fragment of keys or values read from shared memory serves two products.
+// A block owns a tile of 128 pairs (row, query head) of one key-value head: GQA packs the heads of a group
+// into the tile, so a short chunk fills it too and keys are read once for the group. It walks the context in
+// tiles of 64 tokens, copied from the pages two deep while the tile before is multiplied. Four warps own 32
+// pairs each, so that a fragment of keys or values read from shared memory serves two products.
 #pragma once
 
 #include "kernels/cuda/paged_mma.cuh"
@@ -47,7 +48,8 @@ class PrefillBlock {
  public:
   static constexpr int shared_bytes = query_bytes + 4 * tile_bytes;
 
-  __device__ PrefillBlock(const PrefillArguments& arguments, const PrefillTile& tile, int head, uint32_t memory)
+  __device__ PrefillBlock(const PrefillArguments& arguments, const PrefillTile& tile, int head,
+                          uint32_t memory)
       : a_(arguments),
         head_(head),
         first_row_(tile.first_row),
@@ -122,9 +124,10 @@ class PrefillBlock {
       int index = tile * (tile_tokens / 16) + block;
       if (index * 16 >= visible_) index = 0;  // any page that exists: nothing is read
       const auto page = static_cast<uint32_t>((static_cast<uint64_t>(index) * a_.inverse_stages) >> 32);
-      const int64_t source =
-          ((static_cast<int64_t>(table_[page]) * a_.key_heads + head_) * a_.stages_a_page +
-           (index - static_cast<int>(page) * a_.stages_a_page)) * (16 * head_dim) + row * head_dim + 8 * chunk;
+      const int64_t source = ((static_cast<int64_t>(table_[page]) * a_.key_heads + head_) * a_.stages_a_page +
+                              (index - static_cast<int>(page) * a_.stages_a_page)) *
+                                 (16 * head_dim) +
+                             row * head_dim + 8 * chunk;
 #pragma unroll
       for (int i = 0; i < 16 / rows_a_pass; ++i) {
         const int local = block * 16 + i * rows_a_pass + row;
@@ -174,8 +177,7 @@ class PrefillBlock {
 #pragma unroll
       for (int n = 0; n < head_dim / 16; ++n) {
         uint32_t x[4];
-        load_matrices_transposed(x,
-                                 values + place(16 * k + matrix % 2 * 8 + in_matrix, 2 * n + matrix / 2));
+        load_matrices_transposed(x, values + place(16 * k + matrix % 2 * 8 + in_matrix, 2 * n + matrix / 2));
 #pragma unroll
         for (int m = 0; m < row_tiles; ++m) {
           multiply_add(sums_[m][2 * n], p[m][0], p[m][1], p[m][2], p[m][3], x[0], x[1]);
@@ -292,7 +294,8 @@ __global__ void __launch_bounds__(32 * prefill_warps, 2)
   const int tile = blockIdx.x / arguments.key_heads;
   if (tile >= arguments.plan[tile_count]) return;
   const int* at = arguments.plan + arguments.plan[tiles_begin] + 2 * int64_t{tile};
-  PrefillBlock<head_dim>(arguments, {at[0], at[1]}, blockIdx.x % arguments.key_heads, shared_address(memory)).run();
+  PrefillBlock<head_dim>(arguments, {at[0], at[1]}, blockIdx.x % arguments.key_heads, shared_address(memory))
+      .run();
 }
 
 }  // namespace sl::cuda::paged

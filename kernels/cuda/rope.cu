@@ -4,6 +4,9 @@
 // numbers to rotate are on their way; then each rotates N numbers of the first half of a head with those of
 // the second half, and writes keys and values a second time, into their page. sincosf is the accurate one:
 // angles reach 10^5.
+//
+// Measured on one H100 80GB HBM3, 28 + 2 x 4 heads of 128, in a graph: RopeStoreKv 1.9 us for 1 row, 2.0 for
+// 64, 2.6 for 256, 62 for 8,192 (2.56 TB/s; copy 3.02).
 #include "kernels/cuda/rows.cuh"
 
 namespace sl {

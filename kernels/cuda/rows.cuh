@@ -125,7 +125,8 @@ inline Flat flatten(const Tensor& x, bool dense) {
 constexpr int element_threads = 256;
 
 template <int N, typename F>
-__global__ void __launch_bounds__(element_threads) each_element(int64_t rows, int64_t width, const __grid_constant__ F f) {
+__global__ void __launch_bounds__(element_threads)
+    each_element(int64_t rows, int64_t width, const __grid_constant__ F f) {
   wait_for_previous();
   start_next();
   const int64_t column = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * N;
