@@ -36,8 +36,8 @@ PageRows page_rows(const Context& context, const PagedAttention& op) {
   pages.values = pointer<bf16>(op.value_pages);
   if (context.cuda->compute_capability >= 90) {
     const auto map_of = [&](const Tensor& tensor) {
-      return make_tensor_map(tensor.raw(),
-                             {{64, 64}, {rows, part_tokens, head_dim * 2}, {head_dim / 64, head_dim / 64, 128}});
+      return make_tensor_map(
+          tensor.raw(), {{64, 64}, {rows, part_tokens, head_dim * 2}, {head_dim / 64, head_dim / 64, 128}});
     };
     pages.key_map = map_of(op.key_pages);
     pages.value_map = map_of(op.value_pages);

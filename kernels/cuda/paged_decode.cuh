@@ -2,10 +2,10 @@
 //
 // A persistent grid takes pieces of work (chunk of a context, key-value head) from the plan. In a block, one
 // producer warp reads the plan and page tables, and keeps a ring in shared memory full, running ahead across
-// pieces of work: stages of 32 tokens, keys and values. Consumer warps take the stages in turn; a slot of the ring
-// belongs to one of them, which alone waits for it and frees it. At the end of a chunk they add up their sums. A
-// second kernel adds up the chunks of rows that have several, in order of chunks: a row's bits depend neither
-// on the batch nor on the order of events.
+// pieces of work: stages of 32 tokens, keys and values. Consumer warps take the stages in turn; a slot of the
+// ring belongs to one of them, which alone waits for it and frees it. At the end of a chunk they add up their
+// sums. A second kernel adds up the chunks of rows that have several, in order of chunks: a row's bits depend
+// neither on the batch nor on the order of events.
 //
 // Products are transposed to waste no tensor-core rows on GQA groups of up to 8 heads: scores^T (16 tokens, 8
 // heads) = keys x queries^T, sums^T (D, 8 heads) += values^T x weights^T.
@@ -38,8 +38,8 @@ struct DecodeArguments {
   int parts_a_page;
   int stages;        // of the ring
   float scale_log2;  // of scores, in powers of 2
-  // The kernel before this one in the stream is the prefill kernel, which has waited for all that is read here:
-  // wait for it at the end only, so that the two run at the same time.
+  // The kernel before this one in the stream is the prefill kernel, which has waited for all that is read
+  // here: wait for it at the end only, so that the two run at the same time.
   bool beside_previous;
 };
 
@@ -218,8 +218,8 @@ class DecodeBlock {
 
   // ---- Consumers ----
 
-  // Running softmax of one warp, transposed: lane 4 g + t holds heads 8 n + 2t and 8 n + 2t + 1 (numbers 0 and 1
-  // of the last dimension; of sums, of element 16 i + g, then of element 16 i + g + 8).
+  // Running softmax of one warp, transposed: lane 4 g + t holds heads 8 n + 2t and 8 n + 2t + 1 (numbers 0
+  // and 1 of the last dimension; of sums, of element 16 i + g, then of element 16 i + g + 8).
   struct State {
     float largest[head_tiles][2];
     float total[head_tiles][2];  // of this lane's tokens only
@@ -242,8 +242,9 @@ class DecodeBlock {
       State state = {};
 #pragma unroll
       for (int n = 0; n < head_tiles; ++n) state.largest[n][0] = state.largest[n][1] = -INFINITY;
-      // The ring has a multiple of `consumers` slots; this warp's are those of its number, modulo consumers. Which
-      // stages of the chunk that makes depends on where the chunk begins in the ring, so `share` says which.
+      // The ring has a multiple of `consumers` slots; this warp's are those of its number, modulo consumers.
+      // Which stages of the chunk that makes depends on where the chunk begins in the ring, so `share` says
+      // which.
       const int stages = (work.chunk.tokens + stage_tokens - 1) / stage_tokens;
       const int share = (warp_ + consumers - stage.slot % consumers) % consumers;
       for (int i = share; i < stages; i += consumers) {
@@ -268,8 +269,7 @@ class DecodeBlock {
 #pragma unroll
     for (int n = 0; n < head_tiles; ++n) {
       const int head = 8 * n + lane_ / 4;
-      const auto* row =
-          reinterpret_cast<const uint32_t*>(queries + head * Layout::query_stride) + lane_ % 4;
+      const auto* row = reinterpret_cast<const uint32_t*>(queries + head * Layout::query_stride) + lane_ % 4;
 #pragma unroll
       for (int k = 0; k < steps; ++k) {
 #pragma unroll
@@ -404,15 +404,17 @@ class DecodeBlock {
         if (head >= a_.group) continue;
         float* sums = shared_.sums[share][head] + g;
 #pragma unroll
-        for (int i = 0; i < steps; ++i) sums[16 * i] = state.sums[i][n][h], sums[16 * i + 8] = state.sums[i][n][h + 2];
+        for (int i = 0; i < steps; ++i)
+          sums[16 * i] = state.sums[i][n][h], sums[16 * i + 8] = state.sums[i][n][h + 2];
       }
     }
   }
 
   // The row itself if this is its only chunk, else into scratch.
   __device__ void write_chunk(const Work& work) const {
-    float* slot = a_.scratch + (int64_t{work.chunk.first_slot + work.chunk.chunk} * a_.key_heads + work.head) *
-                                   slot_floats(a_.group, head_dim);
+    float* slot =
+        a_.scratch + (int64_t{work.chunk.first_slot + work.chunk.chunk} * a_.key_heads + work.head) *
+                         slot_floats(a_.group, head_dim);
     for (int i = threadIdx.x; i < a_.group * head_dim / 4; i += 32 * consumers) {
       const int h = i / (head_dim / 4), d = i % (head_dim / 4) * 4;
       float largest = -INFINITY;
@@ -430,7 +432,8 @@ class DecodeBlock {
       if (work.chunk.chunks == 1) {
         float4 x = {};
         if (total != 0.0F) add_scaled(x, 1.0F / total, sum);  // 0: no context
-        store_row(a_.out + work.chunk.row * a_.out_stride + int64_t{work.head * a_.group + h} * head_dim + d, x);
+        store_row(a_.out + work.chunk.row * a_.out_stride + int64_t{work.head * a_.group + h} * head_dim + d,
+                  x);
       } else {
         *reinterpret_cast<float4*>(slot + i * 4) = sum;
         if (d == 0) reinterpret_cast<float2*>(slot + a_.group * head_dim)[h] = make_float2(largest, total);
@@ -448,7 +451,9 @@ class DecodeBlock {
     }
   }
 
-  __device__ static void sync_consumers() { asm volatile("bar.sync 1, %0;" ::"n"(32 * consumers) : "memory"); }
+  __device__ static void sync_consumers() {
+    asm volatile("bar.sync 1, %0;" ::"n"(32 * consumers) : "memory");
+  }
 
   const DecodeArguments& a_;
   bf16* ring_;
@@ -527,7 +532,8 @@ __global__ void __launch_bounds__(32 * sum_warps) sum_chunks_kernel(const SumArg
   uint32_t words[share / 2];
 #pragma unroll
   for (int e = 0; e < share / 2; ++e) words[e] = pack(sum[2 * e], sum[2 * e + 1]);
-  auto* out = reinterpret_cast<uint32_t*>(a.out + row * a.out_stride + int64_t{head} * head_dim) + lane * share / 2;
+  auto* out =
+      reinterpret_cast<uint32_t*>(a.out + row * a.out_stride + int64_t{head} * head_dim) + lane * share / 2;
 #pragma unroll
   for (int e = 0; e < share / 2; ++e) out[e] = words[e];
 }

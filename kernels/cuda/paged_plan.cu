@@ -25,8 +25,8 @@ __device__ int class_of(int tokens, int unit) { return classes - 1 - min(classes
 __device__ int class_of_chunk(int tokens, bool whole) { return class_of(tokens, whole ? 512 : 64); }
 __device__ int class_of_tile(int visible) { return classes + class_of(visible, 512); }
 
-// Calls on_chunk(class, DecodeChunk without a slot) or on_tile(class, PrefillTile) for all work of a sequence,
-// spread over the lanes of the calling warp.
+// Calls on_chunk(class, DecodeChunk without a slot) or on_tile(class, PrefillTile) for all work of a
+// sequence, spread over the lanes of the calling warp.
 template <typename OnChunk, typename OnTile>
 __device__ void for_each_piece(const PlanArguments& a, int sequence, OnChunk&& on_chunk, OnTile&& on_tile) {
   const int lane = threadIdx.x % 32;

@@ -8,13 +8,13 @@
 //   chunks   8 ints each (DecodeChunk), longest first
 //   tiles    2 ints each (PrefillTile), longest first
 //
-// A sequence with one row is decoding: its context is cut into chunks. The size of a chunk depends on the length
-// of that context alone, so a row's result does not depend on the batch around it. A sequence with more rows
-// goes to the prefill kernel, in tiles of rows.
+// A sequence with one row is decoding: its context is cut into chunks. The size of a chunk depends on the
+// length of that context alone, so a row's result does not depend on the batch around it. A sequence with
+// more rows goes to the prefill kernel, in tiles of rows.
 //
-// The prefill kernel rounds differently. With Context::deterministic a row must have the same bits wherever its
-// prompt was cut, so then every row, of whatever sequence, is one chunk of the decode kernel with all of its
-// context: no tiles, no scratch.
+// The prefill kernel rounds differently. With Context::deterministic a row must have the same bits wherever
+// its prompt was cut, so then every row, of whatever sequence, is one chunk of the decode kernel with all of
+// its context: no tiles, no scratch.
 #pragma once
 
 #include <algorithm>
@@ -73,8 +73,8 @@ inline int64_t most_tiles(int64_t rows, int64_t sequences, int64_t group) {
   return rows / tile_rows(static_cast<int>(group)) + std::min(sequences, rows / 2);
 }
 
-// Floats of scratch for one chunk and key-value head: unnormalised sums (group, D), then (largest score, sum of
-// exponentials) of each head.
+// Floats of scratch for one chunk and key-value head: unnormalised sums (group, D), then (largest score, sum
+// of exponentials) of each head.
 __host__ __device__ inline int64_t slot_floats(int64_t group, int64_t head_dim) {
   return round_up(group * (head_dim + 2), 4);
 }
@@ -83,8 +83,8 @@ __host__ __device__ inline int64_t slot_floats(int64_t group, int64_t head_dim) 
 // from a queue of the plan: (pieces given out, blocks that found no more).
 __device__ inline int take_work(int* queue) { return atomicAdd(queue, 1); }
 
-// By one thread of every block, after its last take_work. The last one to leave resets the queue, for the next
-// layer.
+// By one thread of every block, after its last take_work. The last one to leave resets the queue, for the
+// next layer.
 __device__ inline void leave_queue(int* queue) {
   __threadfence();
   if (atomicAdd(queue + 1, 1) == static_cast<int>(gridDim.x) - 1) queue[0] = queue[1] = 0;
