@@ -60,9 +60,12 @@ class Job {
     if (process_ > 0 && ::waitpid(process_, &status_, WNOHANG) == process_) process_ = -1;
     return process_ > 0;
   }
-  void signal(int number) { ::kill(process_, number); }
+  void signal(int number) {
+    if (process_ > 0) ::kill(process_, number);  // an ended job has -1, which would mean every process
+  }
   // SIGKILL to every rank (they are in groups of their own, below mpirun) and to mpirun.
   void kill_all() {
+    if (process_ <= 0) return;
     const std::string children =
         "/proc/" + std::to_string(process_) + "/task/" + std::to_string(process_) + "/children";
     std::ifstream list(children);
