@@ -63,13 +63,18 @@ class Job {
   void signal(int number) {
     if (process_ > 0) ::kill(process_, number);  // an ended job has -1, which would mean every process
   }
-  // SIGKILL to every rank (they are in groups of their own, below mpirun) and to mpirun.
-  void kill_all() {
+  // To every rank, past mpirun: of some signals it makes an abort of its own.
+  void signal_ranks(int number) {
     if (process_ <= 0) return;
     const std::string children =
         "/proc/" + std::to_string(process_) + "/task/" + std::to_string(process_) + "/children";
     std::ifstream list(children);
-    for (pid_t child = 0; list >> child;) ::kill(child, SIGKILL);
+    for (pid_t child = 0; list >> child;) ::kill(child, number);
+  }
+  // SIGKILL to every rank (they are in groups of their own, below mpirun) and to mpirun.
+  void kill_all() {
+    if (process_ <= 0) return;
+    signal_ranks(SIGKILL);
     ::kill(process_, SIGKILL);
   }
   Ended wait() {
