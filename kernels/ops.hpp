@@ -7,13 +7,13 @@
 //   H hidden size                  F ffn rows here        V vocabulary rows here (this tensor-parallel rank)
 //   Q query heads here             K key-value heads here D head dimension
 //   P pages of the pool            G tokens a page        M pages a sequence at most
+//   E low-rank numbers a projection, of all adapters together
 // "here" is after tensor-parallel sharding. Index tensors are i32. Float tensors have the context's storage
 // dtype (f32 on hosts; bf16 or f32 on a GPU), unless f32 is said; sums are f32 at least.
 // A packed qkv row holds Q query heads, then K key heads, then K value heads, each of D numbers.
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "core/buffer.hpp"
 #include "core/context.hpp"
@@ -34,6 +34,27 @@ struct Gemm {
   Tensor bias{};  // (n) or undefined
 };
 
+// What low-rank adapters (Hu et al. 2021) add to the output of a linear layer: y = W x + scale * B (A x). The
+// rows of A of all adapters stand behind those of W, so the layer's product yields A x too, in `low`; who
+// reads the output next adds the rest to each row t, from the numbers begin .. end = ranges(t) of its own
+// adapter: out(t, o) += sum over r of low(t, r) * b(o, r). Where one product serves several projections
+// (queries, keys and values; gate and up), each has E numbers in a row of low, one projection after the
+// other, and its columns of b.
+struct LowRank {
+  Tensor low{};     // T, projections * E
+  Tensor b{};       // E / 2, 2 * outputs: PackLowRank
+  Tensor ranges{};  // T, 2: begin and end, multiples of 8; equal where the row has no adapter
+  bool defined() const { return low.defined(); }
+};
+
+// The form of B that LowRank wants, with pairs of the rank together: scale * b(o, r) at (r / 2, 2 o + r % 2);
+// zeros for r beyond those of b.
+struct PackLowRank {
+  Tensor b;  // outputs, r
+  float scale = 1.0F;
+  Tensor out;  // N, 2 * outputs; r <= 2N
+};
+
 // out(t) = table(tokens(t) - first_row), or zeros where that row is on another rank.
 struct Embedding {
   Tensor tokens;  // T
@@ -50,13 +71,15 @@ struct EmbeddingBackward {
   Tensor grad_table;  // V, H
 };
 
-// residual += delta (when defined); out = residual / rms(residual) * weight, rms = sqrt(mean(x^2) + epsilon).
+// residual += delta (when defined, with what its adapters add); out = residual / rms(residual) * weight, rms
+// = sqrt(mean(x^2) + epsilon).
 struct AddRmsNorm {
   Tensor residual;  // T, H, f32, updated in place
   Tensor delta{};   // T, H or undefined
   Tensor weight;    // H
   float epsilon = 0.0F;
-  Tensor out;  // T, H
+  Tensor out;          // T, H
+  LowRank adapters{};  // of delta
 };
 
 // Gradient of out = rmsnorm(x) * weight: grad_x += ..., grad_weight += ... (when defined).
@@ -83,8 +106,8 @@ struct Rope {
   bool inverse = false;
 };
 
-// Rotates the query and key heads of each row in place, as Rope, then writes its key and value heads to the
-// page slot slots(t) = page * G + offset; a negative slot is skipped.
+// Adds what adapters add, rotates the query and key heads of each row in place, as Rope, then writes its key
+// and value heads to the page slot slots(t) = page * G + offset; a negative slot is skipped.
 struct RopeStoreKv {
   Tensor qkv;          // T, (Q + 2K) * D
   Tensor positions;    // T
@@ -92,6 +115,7 @@ struct RopeStoreKv {
   float magnitude = 1.0F;
   Tensor slots;                   // T
   Tensor key_pages, value_pages;  // P, K, G, D
+  LowRank adapters{};             // of queries, keys and values
 };
 
 // How PagedAttention cuts a batch into pieces of work: made on the device, once a step for all layers, from
@@ -147,29 +171,15 @@ struct PackedAttentionBackward {
 
 // out = silu(gate) * up, where a row of gate_up holds F gates, then F ups. silu(x) = x / (1 + exp(-x)).
 struct SwiGlu {
-  Tensor gate_up;  // T, 2F
-  Tensor out;      // T, F
+  Tensor gate_up;      // T, 2F; undefined after, with adapters
+  Tensor out;          // T, F
+  LowRank adapters{};  // of gate and up: added first
 };
 
 struct SwiGluBackward {
   Tensor gate_up;       // T, 2F
   Tensor grad_out;      // T, F
   Tensor grad_gate_up;  // T, 2F, overwritten; may be gate_up itself
-};
-
-// Low-rank adapters on a linear layer: for each row t with an adapter,
-// out(t) += scale * (x(t) x a^T) x b^T. Rows of one adapter are best next to each other.
-struct LoraWeights {
-  Tensor a;  // r, n_in
-  Tensor b;  // n_out, r
-  float scale = 1.0F;
-};
-struct Lora {
-  Tensor x;               // T, n_in
-  Tensor out;             // T, n_out
-  Tensor row_adapters{};  // T: index into adapters, negative: the bare base model; undefined: all the first
-  std::vector<LoraWeights> adapters;
-  Tensor scratch;  // T, r at least, f32
 };
 
 struct GatherRows {  // out(i) = x(indices(i))
@@ -280,7 +290,7 @@ struct SumOfSquares {  // *result += sum of x^2, in double; returns when the val
 #define SL_FOR_EACH_OP(DO) \
   DO(Gemm) DO(Embedding) DO(EmbeddingBackward) DO(AddRmsNorm) DO(RmsNormBackward) DO(Rope) \
   DO(RopeStoreKv) DO(PlanPagedAttention) DO(PagedAttention) DO(PackedAttention) DO(PackedAttentionBackward) DO(SwiGlu) \
-  DO(SwiGluBackward) DO(Lora) DO(GatherRows) DO(ScatterAddRows) DO(Copy) DO(Add) DO(Fill) DO(FillUniform) \
+  DO(SwiGluBackward) DO(PackLowRank) DO(GatherRows) DO(ScatterAddRows) DO(Copy) DO(Add) DO(Fill) DO(FillUniform) \
   DO(CrossEntropyStats) DO(CrossEntropyGradient) DO(FillInTokens) DO(ClearRows) DO(MarkSeen) DO(Sample) DO(AdamW) \
   DO(SumOfSquares)
 // clang-format on

@@ -1,32 +1,14 @@
-// Operations element by element: the gated activation and its gradient, copy, addition, fills.
+// Operations element by element: copy, addition, fills.
 #include <algorithm>
 #include <string>
 
 #include "core/rng.hpp"
-#include "kernels/cpu/fast_exp.hpp"
 #include "kernels/cpu/rows.hpp"
 #include "kernels/ops.hpp"
 #include "kernels/shapes.hpp"
 
 namespace sl {
 namespace {
-
-Lanes sigmoid(const Lanes& x) { return 1.0F / (1.0F + fast_exp(-x)); }
-
-// Calls body(i, get, put) for each vector of n numbers; get and put handle the last, shorter one.
-template <typename Body>
-void for_each_vector(int64_t n, const Body& body) {
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes)
-    body([i](const float* row) { return load(row + i); },
-         [i](float* row, const Lanes& v) { store(row + i, v); });
-  if (i == n) return;
-  const int64_t rest = n - i;
-  body([i, rest](const float* row) { return load_part(row + i, rest); },
-       [i, rest](float* row, const Lanes& v) {
-         std::memcpy(row + i, &v, static_cast<size_t>(rest) * sizeof(float));
-       });
-}
 
 // A tensor as rows: all of it as one where no tensor of the op has gaps.
 struct Flat {
@@ -46,44 +28,6 @@ Flat flatten_both(const char* op, Device device, const Tensor& x, const Tensor& 
 }
 
 }  // namespace
-
-template <>
-void launch<Device::cpu>(const Context& context, const SwiGlu& op) {
-  const int64_t width = op.out.columns();
-  const Dims dims = match_shapes("SwiGlu", context.device,
-                                 {{"gate_up", op.gate_up, "TG"}, {"out", op.out, "TF"}}, {{'G', 2 * width}});
-  const Rows gate_up = rows_of(op.gate_up), out = rows_of(op.out);
-#pragma omp parallel for if (dims['T'] * width > parallel_floats)
-  for (int64_t t = 0; t < dims['T']; ++t) {
-    const float *gate = gate_up[t], *up = gate + width;
-    for_each_vector(width, [gate, up, y = out[t]](const auto& get, const auto& put) {
-      const Lanes g = get(gate);
-      put(y, g * sigmoid(g) * get(up));
-    });
-  }
-}
-
-// d silu(g) / d g = s (1 + g (1 - s)), s = sigmoid(g).
-template <>
-void launch<Device::cpu>(const Context& context, const SwiGluBackward& op) {
-  const int64_t width = op.grad_out.columns();
-  const Dims dims = match_shapes("SwiGluBackward", context.device,
-                                 {{"gate_up", op.gate_up, "TG"},
-                                  {"grad_out", op.grad_out, "TF"},
-                                  {"grad_gate_up", op.grad_gate_up, "TG"}},
-                                 {{'G', 2 * width}});
-  const Rows gate_up = rows_of(op.gate_up), grad_out = rows_of(op.grad_out), grad = rows_of(op.grad_gate_up);
-#pragma omp parallel for if (dims['T'] * width > parallel_floats)
-  for (int64_t t = 0; t < dims['T']; ++t) {
-    const float *gate = gate_up[t], *up = gate + width, *grad_y = grad_out[t];
-    float *grad_gate = grad[t], *grad_up = grad_gate + width;
-    for_each_vector(width, [=](const auto& get, const auto& put) {
-      const Lanes g = get(gate), u = get(up), gy = get(grad_y), s = sigmoid(g);
-      put(grad_gate, gy * u * s * (1.0F + g * (1.0F - s)));
-      put(grad_up, gy * g * s);
-    });
-  }
-}
 
 template <>
 void launch<Device::cpu>(const Context& context, const Copy& op) {

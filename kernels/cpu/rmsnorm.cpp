@@ -2,6 +2,7 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/cpu/low_rank.hpp"
 #include "kernels/cpu/rows.hpp"
 #include "kernels/ops.hpp"
 #include "kernels/shapes.hpp"
@@ -33,6 +34,8 @@ void launch<Device::cpu>(const Context& context, const AddRmsNorm& op) {
   const Rows residual = rows_of(op.residual), out = rows_of(op.out);
   const Rows delta = op.delta.defined() ? rows_of(op.delta) : Rows{nullptr, 0};
   const float* weight = op.weight.data<float>();
+  require(op.delta.defined() || !op.adapters.defined(), "AddRmsNorm: adapters of a delta that is missing");
+  const LowRankRows adapters("AddRmsNorm", context, op.adapters, dims['T'], width, 1);
 #pragma omp parallel for if (dims['T'] * width > parallel_floats)
   for (int64_t t = 0; t < dims['T']; ++t) {
     float* x = residual[t];
@@ -40,6 +43,7 @@ void launch<Device::cpu>(const Context& context, const AddRmsNorm& op) {
       const float* change = delta[t];
       for (int64_t i = 0; i < width; ++i) x[i] += change[i];
     }
+    adapters.add(t, 0, 0, width, x);
     const float inverse = inverse_rms(x, width, op.epsilon);
     float* y = out[t];
     for (int64_t i = 0; i < width; ++i) y[i] = x[i] * inverse * weight[i];

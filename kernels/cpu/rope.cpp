@@ -3,6 +3,7 @@
 #include <cstring>
 #include <vector>
 
+#include "kernels/cpu/low_rank.hpp"
 #include "kernels/cpu/rows.hpp"
 #include "kernels/ops.hpp"
 #include "kernels/shapes.hpp"
@@ -77,6 +78,14 @@ void launch<Device::cpu>(const Context& context, const RopeStoreKv& op) {
           "RopeStoreKv: a row of qkv is not whole heads with keys and values");
   require(2 * dims['E'] == head_dim, "RopeStoreKv: frequencies are not half a head");
   const Rows qkv = rows_of(op.qkv);
+  const LowRankRows adapters("RopeStoreKv", context, op.adapters, dims['T'], dims['W'], 3);
+  const int64_t adapted = op.adapters.defined() ? dims['T'] : 0;
+#pragma omp parallel for if (adapted * dims['W'] > parallel_floats)
+  for (int64_t t = 0; t < adapted; ++t) {
+    adapters.add(t, 0, 0, key_begin, qkv[t]);
+    adapters.add(t, 1, key_begin, value_begin - key_begin, qkv[t] + key_begin);
+    adapters.add(t, 2, value_begin, dims['W'] - value_begin, qkv[t] + value_begin);
+  }
   rotate(qkv, dims['T'],
          {op.positions.data<int32_t>(), op.frequencies.data<float>(), value_begin / head_dim, head_dim,
           op.magnitude, false});

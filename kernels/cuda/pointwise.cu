@@ -1,9 +1,7 @@
-// Operations element by element: the gated activation and its gradient, copy, addition, fills.
+// Operations element by element: copy, addition, fills.
 //
 // Measured on one H100 80GB HBM3 (cudaMemcpy of 1 GiB: 2.43 TB/s, read and written): Copy 2.97-3.07 TB/s for
-// every pair of dtypes, Add 3.06, Fill 3.29, SwiGlu of 8,192 x 18,944 305 us (3.05), its gradient 512 us
-// (3.03). In a graph SwiGlu takes 1.3 us for 1 row, 2.5 for 64, 11 for 256. FillUniform is bound by Philox:
-// 650 billion numbers a second.
+// every pair of dtypes, Add 3.06, Fill 3.29. FillUniform is bound by Philox: 650 billion numbers a second.
 #include <string>
 
 #include "kernels/cuda/philox.cuh"
@@ -13,68 +11,6 @@ namespace sl {
 namespace {
 
 using namespace cuda;
-
-// What the storage dtype cannot show is not computed: with bf16, exp and the division are the fast ones (a
-// few units in the last place of a float).
-template <typename T>
-__device__ inline float sigmoid(float x) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    return __fdividef(1.0F, 1.0F + __expf(-x));
-  } else {
-    return 1.0F / (1.0F + expf(-x));
-  }
-}
-
-template <typename T>
-struct GatedActivation {
-  const T* gate_up;
-  int64_t gate_up_stride;
-  int64_t width;
-  T* out;
-  int64_t out_stride;
-
-  template <int N>
-  __device__ void at(int64_t row, int64_t column) const {
-    const T* gate = gate_up + row * gate_up_stride + column;
-    float g[N], u[N];
-    load(g, gate);
-    load(u, gate + width);
-#pragma unroll
-    for (int i = 0; i < N; ++i) u[i] *= g[i] * sigmoid<T>(g[i]);
-    store(out + row * out_stride + column, u);
-  }
-};
-
-// d silu(g) / d g = s (1 + g (1 - s)), s = sigmoid(g). The result may take the place of gate_up: a thread
-// reads its elements of all three before it writes.
-template <typename T>
-struct GatedActivationBackward {
-  const T* gate_up;
-  int64_t gate_up_stride;
-  int64_t width;
-  const T* grad_out;
-  int64_t grad_out_stride;
-  T* grad;
-  int64_t grad_stride;
-
-  template <int N>
-  __device__ void at(int64_t row, int64_t column) const {
-    const T* gate = gate_up + row * gate_up_stride + column;
-    float g[N], u[N], gy[N];
-    load(g, gate);
-    load(u, gate + width);
-    load(gy, grad_out + row * grad_out_stride + column);
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      const float s = sigmoid<T>(g[i]), gate_i = g[i];
-      g[i] = gy[i] * u[i] * s * (1.0F + gate_i * (1.0F - s));
-      u[i] = gy[i] * gate_i * s;
-    }
-    T* to = grad + row * grad_stride + column;
-    store(to, g);
-    store(to + width, u);
-  }
-};
 
 template <typename From, typename To>
 struct CopyElements {
@@ -166,44 +102,6 @@ Flat flatten_both(const char* op, Device device, const Tensor& x, const Tensor& 
 }
 
 }  // namespace
-
-template <>
-void launch<Device::cuda>(const Context& context, const SwiGlu& op) {
-  const DType storage = op.out.dtype();
-  const int64_t width = op.out.columns();
-  const Dims dims = match_shapes("SwiGlu", context.device,
-                                 {{"gate_up", op.gate_up, "TG", storage}, {"out", op.out, "TF", storage}},
-                                 {{'G', 2 * width}});
-  with_element_type(storage, [&](auto element) {
-    using T = decltype(element);
-    constexpr int n = elements_at_once<T>;
-    const bool aligned = width % n == 0 && rows_aligned(n, {&op.gate_up, &op.out});
-    for_each_element<n>(context, {dims['T'], width}, aligned,
-                        GatedActivation<T>{pointer<T>(op.gate_up), op.gate_up.row_stride(), width,
-                                           pointer<T>(op.out), op.out.row_stride()});
-  });
-}
-
-template <>
-void launch<Device::cuda>(const Context& context, const SwiGluBackward& op) {
-  const DType storage = op.grad_out.dtype();
-  const int64_t width = op.grad_out.columns();
-  const Dims dims = match_shapes("SwiGluBackward", context.device,
-                                 {{"gate_up", op.gate_up, "TG", storage},
-                                  {"grad_out", op.grad_out, "TF", storage},
-                                  {"grad_gate_up", op.grad_gate_up, "TG", storage}},
-                                 {{'G', 2 * width}});
-  with_element_type(storage, [&](auto element) {
-    using T = decltype(element);
-    constexpr int n = elements_at_once<T>;
-    const bool aligned = width % n == 0 && rows_aligned(n, {&op.gate_up, &op.grad_out, &op.grad_gate_up});
-    for_each_element<n>(
-        context, {dims['T'], width}, aligned,
-        GatedActivationBackward<T>{pointer<T>(op.gate_up), op.gate_up.row_stride(), width,
-                                   pointer<T>(op.grad_out), op.grad_out.row_stride(),
-                                   pointer<T>(op.grad_gate_up), op.grad_gate_up.row_stride()});
-  });
-}
 
 template <>
 void launch<Device::cuda>(const Context& context, const Copy& op) {

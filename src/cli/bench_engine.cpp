@@ -29,7 +29,9 @@ class RandomModel {
       : config_(config),
         alone_(make_local_communicator()),
         shard_(config, 1, 0),
-        weights_(random_parameters(config, shard_, context, 1)),
+        weights_(random_parameters(
+            config, shard_, context, 1,
+            ServedAdapters::room_for(std::vector<LoraShape>(static_cast<size_t>(adapters))))),
         transformer_{context, &config_, &shard_, &weights_, alone_.get()} {
     adapters_.reserve(static_cast<size_t>(adapters));
     for (int64_t i = 0; i < adapters; ++i) {

@@ -238,14 +238,16 @@ int generate_command(const Arguments& arguments) {
   std::unique_ptr<RowOutput> output;
   if (ranks.first()) output = std::make_unique<RowOutput>(options.files.output);
 
-  const auto model = load_model(std::move(source), ranks);
+  std::vector<LoraShape> shapes;
+  if (!options.model.adapter.empty()) shapes.push_back(read_lora_shape(options.model.adapter));
+  const auto model = load_model(std::move(source), ranks, ServedAdapters::room_for(shapes));
   const std::optional<Adapter> adapter = load_chosen_adapter(options.model, *model);
   const EngineLimits limits = engine_limits(options.engine, model->transformer(), longest);
   const EngineOptions engine_options{.max_batch_rows = limits.max_batch_rows,
                                      .max_sequences = limits.max_sequences,
                                      .max_positions = limits.max_positions};
   ModelStep step(model->transformer(), engine_options, limits.pages, limits.tokens_per_page);
-  if (adapter) step.set_adapters({&*adapter});
+  if (adapter) step.set_adapters(std::vector{&*adapter});
   Engine engine(step, model->tokenizer(), engine_options);
   log_memory();
 

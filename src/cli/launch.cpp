@@ -111,9 +111,10 @@ void check_room(const ModelConfig& config, const Ranks& ranks) {
                    fmt::format("share them between more GPUs (--tp {}), or free the card", wanted));
 }
 
-std::unique_ptr<LoadedModel> load_model(ModelSource source, Ranks& ranks) {
+std::unique_ptr<LoadedModel> load_model(ModelSource source, Ranks& ranks, int64_t adapter_rank) {
   check_room(source.config, ranks);
-  auto model = std::make_unique<LoadedModel>(std::move(source), ranks.context, *ranks.groups.tensor);
+  auto model =
+      std::make_unique<LoadedModel>(std::move(source), ranks.context, *ranks.groups.tensor, adapter_rank);
   spdlog::debug("{}: {} layers, {} weights", model->source().path, model->config().layers,
                 model->config().parameters());
   return model;

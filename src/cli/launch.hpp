@@ -38,7 +38,7 @@ Ranks start_ranks(const ModelChoice& choice);
 void check_room(const ModelConfig& config, const Ranks& ranks);
 // Reads this rank's share of the weights. Collective over the replica. InputError when a GPU has no room for
 // it, with the tp that would help.
-std::unique_ptr<LoadedModel> load_model(ModelSource source, Ranks& ranks);
+std::unique_ptr<LoadedModel> load_model(ModelSource source, Ranks& ranks, int64_t adapter_rank = 0);
 // The adapter the user named, if any.
 std::optional<Adapter> load_chosen_adapter(const ModelChoice& choice, const LoadedModel& model);
 

@@ -164,7 +164,9 @@ int run_method(RunChoice& choice, const nlohmann::json& options) {
   ranks.groups.world->broadcast(std::as_writable_bytes(std::span(&choice.method.training.batch_sequences, 1)),
                                 0);
 
-  const std::unique_ptr<LoadedModel> model = load_model(std::move(source), ranks);
+  const LoraShape& lora = choice.method.training.lora;  // of both roles
+  const std::unique_ptr<LoadedModel> model =
+      load_model(std::move(source), ranks, ServedAdapters::room_for(std::vector{lora, lora}));
   const EngineLimits limits =
       engine_limits(choice.engine, model->transformer(), model->config().max_positions);
   log_memory();

@@ -31,11 +31,11 @@ class Rollouts {
         model_(session.model.transformer(), options_, session.limits.pages, session.limits.tokens_per_page),
         engine_(model_, session.model.tokenizer(), options_) {
     if (iteration == 1) return;
-    for (Role role : {Role::generator, Role::extender}) {
-      adapters_.push_back(
-          session.model.adapter_from(session.folder.adapter(iteration - 1, std::string(role_name(role)))));
-    }
-    model_.set_adapters({&adapters_[0], &adapters_[1]});
+    const auto adapter_of = [&](Role role) {
+      return session.model.adapter_from(session.folder.adapter(iteration - 1, std::string(role_name(role))));
+    };
+    const Adapter generator = adapter_of(Role::generator), extender = adapter_of(Role::extender);
+    model_.set_adapters(std::vector{&generator, &extender});
   }
   Engine& engine() { return engine_; }
 
@@ -43,7 +43,6 @@ class Rollouts {
   EngineOptions options_;
   ModelStep model_;
   Engine engine_;
-  std::vector<Adapter> adapters_;
 };
 
 class Iteration {

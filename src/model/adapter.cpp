@@ -160,10 +160,14 @@ void initialise(Adapter& adapter, uint64_t seed) {
   }
 }
 
+LoraShape read_lora_shape(const std::string& folder) {
+  const json content = read_adapter_config(folder + "/adapter_config.json");
+  return {content["r"].get<int64_t>(), content["lora_alpha"].get<float>()};
+}
+
 Adapter load_adapter(const std::string& folder, const ModelConfig& config, const Shard& shard,
                      Placement place) {
-  const json content = read_adapter_config(folder + "/adapter_config.json");
-  const LoraShape shape{content["r"].get<int64_t>(), content["lora_alpha"].get<float>()};
+  const LoraShape shape = read_lora_shape(folder);
   Adapter adapter(config, shard, shape, place, "adapter");
   const std::string path = folder + "/adapter_model.safetensors";
   const auto file = open_safetensors(path);

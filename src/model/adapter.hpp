@@ -53,6 +53,9 @@ class Adapter {
 // sharding.
 void initialise(Adapter& adapter, uint64_t seed);
 
+// Rank and alpha of the adapter in a folder. InputError as load_adapter.
+LoraShape read_lora_shape(const std::string& folder);
+
 // Adapter folder: adapter_model.safetensors + adapter_config.json. Reading takes PEFT adapters of type LORA
 // on Linear layers with one rank for all modules; modules that are absent stay zero. InputError otherwise.
 Adapter load_adapter(const std::string& folder, const ModelConfig& config, const Shard& shard,

@@ -7,23 +7,21 @@
 namespace sl {
 namespace {
 
-// The largest low-rank product a batch makes; adapters of higher rank are refused where they are loaded.
-constexpr int64_t max_lora_rank = 256;
-
-// Activations of one batch; the arena is sized by the same declarations.
+// Activations of one batch; the arena is sized by the same declarations. The outputs of every product are
+// followed by the `rank` numbers that each of its projections has for adapters.
 struct Activations {
-  Activations(const ModelConfig& config, const Shard& shard, DType storage, int64_t rows, auto&& take) {
+  Activations(const ModelConfig& config, const Shard& shard, DType storage, int64_t rows, int64_t rank,
+              auto&& take) {
     const int64_t queries = shard.query_heads.size() * config.head_dim;
     residual = take(DType::f32, {rows, config.hidden});
-    delta = take(storage, {rows, config.hidden});
+    delta = take(storage, {rows, config.hidden + rank});
     normed = take(storage, {rows, config.hidden});
-    qkv = take(storage, {rows, queries + 2 * shard.key_heads.size() * config.head_dim});
+    qkv = take(storage, {rows, queries + 2 * shard.key_heads.size() * config.head_dim + 3 * rank});
     attention = take(storage, {rows, queries});
-    gate_up = take(storage, {rows, 2 * shard.ffn.size()});
+    gate_up = take(storage, {rows, 2 * (shard.ffn.size() + rank)});
     ffn = take(storage, {rows, shard.ffn.size()});
-    low_rank = take(DType::f32, {rows, max_lora_rank});
   }
-  Tensor residual, delta, normed, qkv, attention, gate_up, ffn, low_rank;
+  Tensor residual, delta, normed, qkv, attention, gate_up, ffn;
 };
 
 int64_t largest_vocabulary_share(const ModelConfig& config, int tp) {
@@ -48,13 +46,15 @@ int64_t arena_bytes(const Transformer& model, const InferenceLimits& limits) {
     bytes += Arena::bytes_for(dtype, shape);
     return Tensor(nullptr, dtype, model.context.device, shape);
   };
-  const Activations activations(config, *model.shard, storage, limits.rows, count);
+  const int64_t rank = model.parameters->adapter_rank();
+  const Activations activations(config, *model.shard, storage, limits.rows, rank, count);
   const AttentionWorkspace workspace =
       workspace_of(model, limits.rows, limits.sequences, limits.pages_per_sequence * limits.tokens_per_page);
   count(DType::i32, {workspace.plan});
   count(DType::f32, {workspace.scratch});
   count(DType::f32, {limits.outputs, config.hidden});
-  for (int i = 0; i < 2; ++i) count(storage, {limits.outputs, config.hidden});
+  count(storage, {limits.outputs, config.hidden + rank});
+  count(storage, {limits.outputs, config.hidden});
   const int tp = model.shard->tp;
   count(DType::f32, {limits.outputs, config.vocabulary});
   if (tp > 1) {
@@ -91,7 +91,7 @@ int64_t KvCache::bytes_per_page(const ModelConfig& config, const Shard& shard, D
 Tensor KvCache::keys(int64_t layer) const { return keys_[static_cast<size_t>(layer)]; }
 Tensor KvCache::values(int64_t layer) const { return values_[static_cast<size_t>(layer)]; }
 
-PlacedBatch::PlacedBatch(const Batch& batch, Staging& staging) {
+PlacedBatch::PlacedBatch(const Batch& batch, const ServedAdapters& served, Staging& staging) {
   const auto place = [&](const std::vector<int32_t>& host) { return staging.place(std::span(host)); };
   tokens = place(batch.tokens);
   positions = place(batch.positions);
@@ -100,11 +100,18 @@ PlacedBatch::PlacedBatch(const Batch& batch, Staging& staging) {
   context_lengths = place(batch.context_lengths);
   page_tables = place(batch.page_tables).reshaped({batch.sequences(), batch.pages_per_sequence});
   output_rows = place(batch.output_rows);
-  std::vector<int32_t> used(static_cast<size_t>(batch.rows()), -1);
+  std::vector<int32_t> range_of_rows(static_cast<size_t>(2 * batch.rows()), 0), range_of_outputs;
   for (const AdapterSegment& segment : batch.segments) {
-    std::fill(used.begin() + segment.row_begin, used.begin() + segment.row_end, segment.adapter);
+    const auto range = served.range(segment.adapter);
+    for (auto row = static_cast<size_t>(segment.row_begin); row < static_cast<size_t>(segment.row_end); ++row)
+      std::ranges::copy(range, range_of_rows.begin() + static_cast<int64_t>(2 * row));
   }
-  row_adapters = place(used);
+  for (const int32_t row : batch.output_rows) {
+    for (const int32_t i : {2 * row, 2 * row + 1})
+      range_of_outputs.push_back(range_of_rows[static_cast<size_t>(i)]);
+  }
+  ranges = place(range_of_rows).reshaped({batch.rows(), 2});
+  output_ranges = place(range_of_outputs).reshaped({batch.outputs(), 2});
   adapters = !batch.segments.empty();
   for (size_t s = 0; s + 1 < batch.query_offsets.size(); ++s) {
     longest_query = std::max<int64_t>(longest_query, batch.query_offsets[s + 1] - batch.query_offsets[s]);
@@ -112,12 +119,14 @@ PlacedBatch::PlacedBatch(const Batch& batch, Staging& staging) {
 }
 
 int64_t PlacedBatch::staging_bytes(int64_t rows, int64_t outputs, int64_t page_entries) {
-  return 6 * Staging::bytes_for(rows + 1) + Staging::bytes_for(outputs) + Staging::bytes_for(page_entries);
+  return 5 * Staging::bytes_for(rows + 1) + Staging::bytes_for(2 * rows) + Staging::bytes_for(outputs) +
+         Staging::bytes_for(2 * outputs) + Staging::bytes_for(page_entries);
 }
 
 Inference::Inference(const Transformer& model, const InferenceLimits& limits)
     : model_(model),
       limits_(limits),
+      adapters_(model),
       arena_(model.context.device, arena_bytes(model, limits), "activations") {
   const std::vector<float> frequencies = model.config->rope_frequencies();
   const auto pairs = static_cast<int64_t>(frequencies.size());
@@ -127,47 +136,40 @@ Inference::Inference(const Transformer& model, const InferenceLimits& limits)
 }
 
 int64_t Inference::bytes(const Transformer& model, const InferenceLimits& limits) {
-  return arena_bytes(model, limits);
+  return arena_bytes(model, limits) + ServedAdapters::bytes(model);
 }
 
-Tensor Inference::forward(const PlacedBatch& batch, const KvCache& cache,
-                          std::span<const Adapter* const> adapters) {
+Tensor Inference::forward(const PlacedBatch& batch, const KvCache& cache) {
   arena_.release(0);
-  return whole_logits(hidden_states(batch, cache, adapters));
+  return whole_logits(hidden_states(batch, cache));
 }
 
-Tensor Inference::forward(const Batch& batch, const KvCache& cache,
-                          std::span<const Adapter* const> adapters) {
+Tensor Inference::forward(const Batch& batch, const KvCache& cache) {
   const int64_t bytes = PlacedBatch::staging_bytes(batch.rows(), batch.outputs(),
                                                    static_cast<int64_t>(batch.page_tables.size()));
   Staging staging(model_.context, bytes, "batch");
-  const PlacedBatch placed(batch, staging);
+  const PlacedBatch placed(batch, adapters_, staging);
   staging.send();
-  const Tensor logits = forward(placed, cache, adapters);
+  const Tensor logits = forward(placed, cache);
   synchronize(model_.context);
   return logits;
 }
 
 // Final hidden states of the output rows, normalised: (R, H).
-Tensor Inference::hidden_states(const PlacedBatch& batch, const KvCache& cache,
-                                std::span<const Adapter* const> adapters) {
+Tensor Inference::hidden_states(const PlacedBatch& batch, const KvCache& cache) {
   const Context& context = model_.context;
   const ModelConfig& config = *model_.config;
   const Shard& shard = *model_.shard;
   const Parameters& weights = *model_.parameters;
   const int64_t rows = batch.tokens.size();
+  // Numbers for adapters behind the outputs of a product, each projection's; none in a batch that uses none.
+  const int64_t rank = batch.adapters ? adapters_.rank() : 0;
   const Activations a(
-      config, shard, context.storage, rows,
+      config, shard, context.storage, rows, rank,
       [&](DType dtype, std::initializer_list<int64_t> shape) { return arena_.take(dtype, shape); });
-
-  const auto low_rank = [&](const Tensor& x, const Tensor& out, int64_t layer, Projection projection) {
-    if (!batch.adapters) return;
-    Lora op{.x = x, .out = out, .row_adapters = batch.row_adapters, .adapters = {}, .scratch = a.low_rank};
-    for (const Adapter* adapter : adapters) {
-      const LoraPair& pair = adapter->pair(layer, projection);
-      op.adapters.push_back({pair.a, pair.b, adapter->shape().scale()});
-    }
-    run(context, op);
+  const auto low_rank = [&](const Tensor& product, int64_t outputs, const Tensor& b, const Tensor& ranges) {
+    if (rank == 0) return LowRank{};
+    return LowRank{.low = product.columns(outputs, product.columns()), .b = b, .ranges = ranges};
   };
   // The plan of attention is the same for all layers.
   const AttentionWorkspace workspace = workspace_of(model_, rows, batch.context_lengths.size(),
@@ -185,24 +187,40 @@ Tensor Inference::hidden_states(const PlacedBatch& batch, const KvCache& cache,
   const int64_t queries = shard.query_heads.size() * config.head_dim;
   const int64_t keys = shard.key_heads.size() * config.head_dim;
   const int64_t ffn = shard.ffn.size();
+  // The block before's output, not yet in the residual.
+  Tensor delta;
+  LowRank delta_adapters;
+  const auto next_delta = [&](const Tensor& b) {
+    model_.tensor_parallel->all_reduce_sum(a.delta);
+    delta = a.delta.columns(0, config.hidden);
+    delta_adapters = low_rank(a.delta, config.hidden, b, batch.ranges);
+  };
   for (int64_t i = 0; i < config.layers; ++i) {
     const LayerWeights& layer = weights.layers[static_cast<size_t>(i)];
+    const LayerWeights::WithRoom& wide = layer.with_room;
+    const ServedAdapters::Layer b = rank == 0 ? ServedAdapters::Layer{} : adapters_.layer(i);
     // Attention. The previous block's output joins the residual here, in the same pass as the norm.
-    run(context, AddRmsNorm{a.residual, i == 0 ? Tensor() : a.delta, layer.attention_norm, config.rms_epsilon,
-                            a.normed});
-    run(context,
-        Gemm{.a = a.normed, .b = layer.qkv, .out = a.qkv, .transpose_b = true, .bias = layer.qkv_bias});
-    low_rank(a.normed, a.qkv.columns(0, queries), i, Projection::q);
-    low_rank(a.normed, a.qkv.columns(queries, queries + keys), i, Projection::k);
-    low_rank(a.normed, a.qkv.columns(queries + keys, queries + 2 * keys), i, Projection::v);
-    run(context, RopeStoreKv{.qkv = a.qkv,
+    run(context, AddRmsNorm{.residual = a.residual,
+                            .delta = delta,
+                            .weight = layer.attention_norm,
+                            .epsilon = config.rms_epsilon,
+                            .out = a.normed,
+                            .adapters = delta_adapters});
+    run(context, Gemm{.a = a.normed,
+                      .b = wide.qkv.rows(0, a.qkv.columns()),
+                      .out = a.qkv,
+                      .transpose_b = true,
+                      .bias = config.qkv_bias ? wide.qkv_bias.rows(0, a.qkv.columns()) : Tensor()});
+    const Tensor qkv = a.qkv.columns(0, queries + 2 * keys);
+    run(context, RopeStoreKv{.qkv = qkv,
                              .positions = batch.positions,
                              .frequencies = frequencies_,
                              .magnitude = config.rope_magnitude(),
                              .slots = batch.slots,
                              .key_pages = cache.keys(i),
-                             .value_pages = cache.values(i)});
-    run(context, PagedAttention{.qkv = a.qkv,
+                             .value_pages = cache.values(i),
+                             .adapters = low_rank(a.qkv, qkv.columns(), b.qkv, batch.ranges)});
+    run(context, PagedAttention{.qkv = qkv,
                                 .key_pages = cache.keys(i),
                                 .value_pages = cache.values(i),
                                 .query_offsets = batch.query_offsets,
@@ -214,26 +232,42 @@ Tensor Inference::hidden_states(const PlacedBatch& batch, const KvCache& cache,
                                 .out = a.attention,
                                 .plan = plan,
                                 .scratch = attention_scratch});
-    run(context, Gemm{.a = a.attention, .b = layer.output, .out = a.delta, .transpose_b = true});
-    low_rank(a.attention, a.delta, i, Projection::o);
-    model_.tensor_parallel->all_reduce_sum(a.delta);
+    run(context, Gemm{.a = a.attention,
+                      .b = wide.output.rows(0, a.delta.columns()),
+                      .out = a.delta,
+                      .transpose_b = true});
+    next_delta(b.output);
     // Feed-forward.
-    run(context, AddRmsNorm{a.residual, a.delta, layer.ffn_norm, config.rms_epsilon, a.normed});
-    run(context, Gemm{.a = a.normed, .b = layer.gate_up, .out = a.gate_up, .transpose_b = true});
-    low_rank(a.normed, a.gate_up.columns(0, ffn), i, Projection::gate);
-    low_rank(a.normed, a.gate_up.columns(ffn, 2 * ffn), i, Projection::up);
-    run(context, SwiGlu{a.gate_up, a.ffn});
-    run(context, Gemm{.a = a.ffn, .b = layer.down, .out = a.delta, .transpose_b = true});
-    low_rank(a.ffn, a.delta, i, Projection::down);
-    model_.tensor_parallel->all_reduce_sum(a.delta);
+    run(context, AddRmsNorm{.residual = a.residual,
+                            .delta = delta,
+                            .weight = layer.ffn_norm,
+                            .epsilon = config.rms_epsilon,
+                            .out = a.normed,
+                            .adapters = delta_adapters});
+    run(context, Gemm{.a = a.normed,
+                      .b = wide.gate_up.rows(0, a.gate_up.columns()),
+                      .out = a.gate_up,
+                      .transpose_b = true});
+    run(context, SwiGlu{.gate_up = a.gate_up.columns(0, 2 * ffn),
+                        .out = a.ffn,
+                        .adapters = low_rank(a.gate_up, 2 * ffn, b.gate_up, batch.ranges)});
+    run(context,
+        Gemm{.a = a.ffn, .b = wide.down.rows(0, a.delta.columns()), .out = a.delta, .transpose_b = true});
+    next_delta(b.down);
   }
   const int64_t outputs = batch.output_rows.size();
   const Tensor residual = arena_.take(DType::f32, {outputs, config.hidden});
-  const Tensor delta = arena_.take(context.storage, {outputs, config.hidden});
+  const Tensor last_delta = arena_.take(context.storage, {outputs, a.delta.columns()});
   const Tensor hidden = arena_.take(context.storage, {outputs, config.hidden});
   run(context, GatherRows{a.residual, batch.output_rows, residual});
-  run(context, GatherRows{a.delta, batch.output_rows, delta});
-  run(context, AddRmsNorm{residual, delta, weights.final_norm, config.rms_epsilon, hidden});
+  run(context, GatherRows{a.delta, batch.output_rows, last_delta});
+  run(context,
+      AddRmsNorm{.residual = residual,
+                 .delta = last_delta.columns(0, config.hidden),
+                 .weight = weights.final_norm,
+                 .epsilon = config.rms_epsilon,
+                 .out = hidden,
+                 .adapters = low_rank(last_delta, config.hidden, delta_adapters.b, batch.output_ranges)});
   return hidden;
 }
 

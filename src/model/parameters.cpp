@@ -38,7 +38,8 @@ class Layouter {
   int64_t used_ = 0;
 };
 
-void place_all(Layouter& layouter, const ModelConfig& config, const Shard& shard, Parameters& parameters) {
+void place_all(Layouter& layouter, const ModelConfig& config, const Shard& shard, int64_t adapter_rank,
+               Parameters& parameters) {
   const int64_t hidden = config.hidden;
   const int64_t q_rows = shard.query_heads.size() * config.head_dim;
   const int64_t qkv_rows = q_rows + 2 * shard.key_heads.size() * config.head_dim;
@@ -49,13 +50,19 @@ void place_all(Layouter& layouter, const ModelConfig& config, const Shard& shard
   parameters.final_norm = layouter.place({hidden});
   parameters.layers.resize(static_cast<size_t>(config.layers));
   for (LayerWeights& layer : parameters.layers) {
+    LayerWeights::WithRoom& wide = layer.with_room;
     layer.attention_norm = layouter.place({hidden});
-    layer.qkv = layouter.place({qkv_rows, hidden});
-    if (config.qkv_bias) layer.qkv_bias = layouter.place({qkv_rows});
-    layer.output = layouter.place({hidden, q_rows});
+    wide.qkv = layouter.place({qkv_rows + 3 * adapter_rank, hidden});
+    if (config.qkv_bias) wide.qkv_bias = layouter.place({qkv_rows + 3 * adapter_rank});
+    wide.output = layouter.place({hidden + adapter_rank, q_rows});
     layer.ffn_norm = layouter.place({hidden});
-    layer.gate_up = layouter.place({2 * ffn, hidden});
-    layer.down = layouter.place({hidden, ffn});
+    wide.gate_up = layouter.place({2 * (ffn + adapter_rank), hidden});
+    wide.down = layouter.place({hidden + adapter_rank, ffn});
+    layer.qkv = wide.qkv.rows(0, qkv_rows);
+    if (config.qkv_bias) layer.qkv_bias = wide.qkv_bias.rows(0, qkv_rows);
+    layer.output = wide.output.rows(0, hidden);
+    layer.gate_up = wide.gate_up.rows(0, 2 * ffn);
+    layer.down = wide.down.rows(0, hidden);
   }
 }
 
@@ -169,12 +176,13 @@ Shard::Shard(const ModelConfig& config, int tp_size, int rank_in_group)
 }
 
 Parameters::Parameters(const ModelConfig& config, const Shard& shard, Placement place,
-                       const std::string& name) {
+                       const std::string& name, int64_t adapter_rank)
+    : adapter_rank_(adapter_rank) {
   Layouter layouter(place);
-  place_all(layouter, config, shard, *this);
+  place_all(layouter, config, shard, adapter_rank, *this);
   buffer_ = Buffer(place.device, layouter.used(), name);
   layouter.begin(buffer_.data());
-  place_all(layouter, config, shard, *this);
+  place_all(layouter, config, shard, adapter_rank, *this);
   tensors_ = name_all(config, shard, *this);
 }
 
@@ -184,8 +192,8 @@ Tensor Parameters::flat() const {
 }
 
 Parameters load_parameters(const ModelConfig& config, const Shard& shard, Placement place,
-                           const WeightFile& file) {
-  Parameters parameters(config, shard, place, "weights");
+                           const WeightFile& file, int64_t adapter_rank) {
+  Parameters parameters(config, shard, place, "weights", adapter_rank);
   const bool gguf = file.find("token_embd.weight") != nullptr;
   for (const ShardedTensor& tensor : parameters.tensors()) {
     const std::string name = gguf ? gguf_name(tensor.name) : tensor.name;
@@ -221,8 +229,8 @@ Parameters load_parameters(const ModelConfig& config, const Shard& shard, Placem
 }
 
 Parameters random_parameters(const ModelConfig& config, const Shard& shard, const Context& context,
-                             uint64_t seed) {
-  Parameters parameters(config, shard, context.storage_place(), "weights");
+                             uint64_t seed, int64_t adapter_rank) {
+  Parameters parameters(config, shard, context.storage_place(), "weights", adapter_rank);
   int64_t index = 0;
   for (const ShardedTensor& tensor : parameters.tensors()) {
     const uint64_t stream = stream_of({.seed = seed, .stage = shard.tp_rank, .sample = index++});

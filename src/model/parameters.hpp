@@ -51,12 +51,21 @@ struct LayerWeights {
   Tensor ffn_norm;        // H
   Tensor gate_up;         // 2F, H
   Tensor down;            // H, F
+
+  // The same matrices with the rows behind them in which ServedAdapters keeps A: adapter_rank() for each
+  // projection of the matrix. The bias is followed by as many zeros.
+  struct WithRoom {
+    Tensor qkv, qkv_bias, output, gate_up, down;
+  };
+  WithRoom with_room;
 };
 
 class Parameters {
  public:
-  // All zeros. `name` is for the memory table ("weights", "gradients").
-  Parameters(const ModelConfig& config, const Shard& shard, Placement place, const std::string& name);
+  // All zeros. `name` is for the memory table ("weights", "gradients"). `adapter_rank`: how many numbers of
+  // the rank all adapters served at a time have together (ServedAdapters::room_for).
+  Parameters(const ModelConfig& config, const Shard& shard, Placement place, const std::string& name,
+             int64_t adapter_rank = 0);
 
   Tensor embedding;   // V, H
   Tensor final_norm;  // H
@@ -66,20 +75,22 @@ class Parameters {
   // Every distinct weight once (a tied head is the embedding), in a fixed order.
   const std::vector<ShardedTensor>& tensors() const { return tensors_; }
   int64_t bytes() const { return buffer_.bytes(); }
+  int64_t adapter_rank() const { return adapter_rank_; }
   // All of this rank's numbers as one vector (padding included, always zero in gradients).
   Tensor flat() const;
 
  private:
   Buffer buffer_;
+  int64_t adapter_rank_ = 0;
   std::vector<ShardedTensor> tensors_;
 };
 
 // Reads this rank's slices. InputError when a tensor is missing or has another shape than `config` says.
 Parameters load_parameters(const ModelConfig& config, const Shard& shard, Placement place,
-                           const WeightFile& file);
+                           const WeightFile& file, int64_t adapter_rank = 0);
 // Random weights of sensible scale, for measurements.
 Parameters random_parameters(const ModelConfig& config, const Shard& shard, const Context& context,
-                             uint64_t seed);
+                             uint64_t seed, int64_t adapter_rank = 0);
 
 // The whole tensor on rank 0 (elsewhere empty), row-major: collective over the tensor-parallel group.
 std::vector<float> gather_whole(const ShardedTensor& tensor, Communicator& tensor_parallel);

@@ -31,7 +31,9 @@ ModelSource open_model(const std::string& path);
 // A model in memory on this rank: weights read, ready to run. Not movable: Transformer points into it.
 class LoadedModel {
  public:
-  LoadedModel(ModelSource source, const Context& context, Communicator& tensor_parallel);
+  // With room for adapters of that rank together (ServedAdapters::room_for) to be served at a time.
+  LoadedModel(ModelSource source, const Context& context, Communicator& tensor_parallel,
+              int64_t adapter_rank = 0);
   LoadedModel(const LoadedModel&) = delete;
   LoadedModel& operator=(const LoadedModel&) = delete;
 

@@ -9,10 +9,10 @@
 #include "core/buffer.hpp"
 #include "core/context.hpp"
 #include "dist/communicator.hpp"
-#include "model/adapter.hpp"
 #include "model/batch.hpp"
 #include "model/config.hpp"
 #include "model/parameters.hpp"
+#include "model/served_adapters.hpp"
 #include "model/staging.hpp"
 
 namespace sl {
@@ -57,10 +57,12 @@ struct InferenceLimits {
 // A batch's index arrays on the device: what crosses to the model.
 struct PlacedBatch {
   // The arrays hold the numbers after the next send() of `staging`.
-  PlacedBatch(const Batch& batch, Staging& staging);
+  PlacedBatch(const Batch& batch, const ServedAdapters& served, Staging& staging);
   static int64_t staging_bytes(int64_t rows, int64_t outputs, int64_t page_entries);
 
-  Tensor tokens, positions, slots, query_offsets, context_lengths, page_tables, output_rows, row_adapters;
+  Tensor tokens, positions, slots, query_offsets, context_lengths, page_tables, output_rows;
+  // What LowRank wants: the ranges of the rows, and of the output rows.
+  Tensor ranges, output_ranges;
   bool adapters = false;  // some row uses one
   int64_t longest_query = 0;
 };
@@ -72,20 +74,23 @@ class Inference {
   // Bytes of device memory that the constructor takes.
   static int64_t bytes(const Transformer& model, const InferenceLimits& limits);
 
+  // The adapters that batches name by index.
+  ServedAdapters& adapters() { return adapters_; }
+
   // Runs the batch: stores its keys and values in `cache` and returns logits (R, whole vocabulary; f32), the
-  // same on every tensor-parallel rank, valid until the next call. Row adapter i is adapters[i]. Sends
-  // operations only, always the same ones for batches of the same sizes: they can be recorded.
-  Tensor forward(const PlacedBatch& batch, const KvCache& cache, std::span<const Adapter* const> adapters);
+  // same on every tensor-parallel rank, valid until the next call. Sends operations only, always the same
+  // ones for batches of the same sizes: they can be recorded.
+  Tensor forward(const PlacedBatch& batch, const KvCache& cache);
   // The same from host arrays; it has been computed on return.
-  Tensor forward(const Batch& batch, const KvCache& cache, std::span<const Adapter* const> adapters);
+  Tensor forward(const Batch& batch, const KvCache& cache);
 
  private:
-  Tensor hidden_states(const PlacedBatch& batch, const KvCache& cache,
-                       std::span<const Adapter* const> adapters);
+  Tensor hidden_states(const PlacedBatch& batch, const KvCache& cache);
   Tensor whole_logits(const Tensor& hidden);
 
   Transformer model_;
   InferenceLimits limits_;
+  ServedAdapters adapters_;
   Tensor frequencies_;
   Buffer constants_;
   Arena arena_;

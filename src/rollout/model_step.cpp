@@ -125,9 +125,9 @@ int64_t ModelStep::bytes_besides_pages(const Transformer& model, const EngineOpt
   return Inference::bytes(model, limits) + seen_bytes(model, options) + staging_bytes(limits);
 }
 
-void ModelStep::set_adapters(std::vector<const Adapter*> adapters) {
-  adapters_ = std::move(adapters);
-  graphs_.clear();  // they hold the addresses of the old ones
+void ModelStep::set_adapters(std::span<const Adapter* const> adapters) {
+  require(launched_ == collected_, "adapters are changed while a step is under way");
+  inference_.adapters().load(adapters);
 }
 
 // A GPU need not wait for the host, unless the ranks of a replica speak through it.
@@ -137,7 +137,7 @@ int64_t ModelStep::lag() const {
 
 void ModelStep::launch(const Batch& batch, const SamplingRows& rows) {
   for (const AdapterSegment& segment : batch.segments) {
-    require(segment.adapter < static_cast<int32_t>(adapters_.size()), "a request names an unknown adapter");
+    require(segment.adapter < inference_.adapters().count(), "a request names an unknown adapter");
   }
   require(launched_ - collected_ < most_under_way, "a step is launched while too many are under way");
   UnderWay& step = under_way_[launched_ % most_under_way];
@@ -196,11 +196,11 @@ void ModelStep::mark_seen(const SamplingRows& rows) {
 // A step of any kind.
 void ModelStep::compute(const Batch& batch, const SamplingRows& rows) {
   staging_.begin();
-  const PlacedBatch placed(batch, staging_);
+  const PlacedBatch placed(batch, inference_.adapters(), staging_);
   const PlacedSampling sampling(rows, staging_);
   staging_.send();
   run(model_.context, FillInTokens{.tokens = placed.tokens, .drawn = drawn_});
-  const Tensor logits = inference_.forward(placed, cache_, adapters_);
+  const Tensor logits = inference_.forward(placed, cache_);
   if (rows.slots.empty()) return;
   // before drawing, which spoils the logits
   choose(logits, rows, under_way_[launched_ % most_under_way].chosen);
@@ -217,12 +217,12 @@ void ModelStep::compute_decoding(const Batch& batch, const SamplingRows& rows) {
   const auto pages = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(batch.pages_per_sequence)));
   pad(padded, padded_sampling, size, std::min(pages, most_pages));
   staging_.begin();
-  const PlacedBatch placed(padded, staging_);
+  const PlacedBatch placed(padded, inference_.adapters(), staging_);
   const PlacedSampling sampling(padded_sampling, staging_);
   staging_.send();
   const auto operations = [&] {
     run(model_.context, FillInTokens{.tokens = placed.tokens, .drawn = drawn_});
-    draw(inference_.forward(placed, cache_, adapters_), sampling, padded_sampling);
+    draw(inference_.forward(placed, cache_), sampling, padded_sampling);
   };
   const auto [known, first_time] = graphs_.try_emplace({size, padded.pages_per_sequence, placed.adapters});
   if (first_time) return operations();

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <span>
 #include <tuple>
 #include <vector>
 
@@ -25,9 +26,10 @@ class ModelStep : public StepModel {
   static int64_t bytes_besides_pages(const Transformer& model, const EngineOptions& options,
                                      int64_t tokens_per_page);
 
-  // The adapters that requests name by index; they outlive their use. The engine that runs on this model must
-  // forget its shared pages (clear_shared_pages) when an adapter is another or holds other numbers.
-  void set_adapters(std::vector<const Adapter*> adapters);
+  // The adapters that requests name by index: copied to where the model has room for them
+  // (ServedAdapters::room_for). The engine that runs on this model is idle and must forget its shared pages
+  // (clear_shared_pages).
+  void set_adapters(std::span<const Adapter* const> adapters);
 
   int64_t pages() const override { return cache_.pages(); }
   int64_t tokens_per_page() const override { return cache_.tokens_per_page(); }
@@ -58,7 +60,6 @@ class ModelStep : public StepModel {
   EngineOptions options_;
   KvCache cache_;
   Inference inference_;
-  std::vector<const Adapter*> adapters_;
   Buffer seen_buffer_;
   Tensor seen_;  // slots, ceil(vocabulary / 32)
   Buffer drawn_buffer_;

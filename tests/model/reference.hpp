@@ -60,7 +60,7 @@ inline std::vector<double> paged_log_probabilities(const LoadedModel& model,
     batch.context_lengths = {static_cast<int32_t>(end)};
     for (int64_t i = 0; i < pages; ++i) batch.page_tables.push_back(static_cast<int32_t>(page_of(i)));
     batch.pages_per_sequence = pages;
-    const Tensor logits = inference.forward(batch, cache, {});
+    const Tensor logits = inference.forward(batch, cache);
     for (int64_t t = begin; t < end && t + 1 < length; ++t) {
       const std::vector<float> row = download<float>(logits.rows(t - begin, t - begin + 1));
       double largest = row[0];

@@ -33,7 +33,8 @@ class ModelStepTest : public testing::TestWithParam<Device> {
   const Device device_ = GetParam();
   const ModelConfig config_ = small_config();
   const Shard shard_{config_, 1, 0};
-  const Parameters parameters_ = random_parameters(config_, shard_, Context{.device = device_}, 3);
+  const Parameters parameters_ = random_parameters(config_, shard_, Context{.device = device_}, 3,
+                                                   ServedAdapters::room_for(std::vector<LoraShape>(2)));
   const std::unique_ptr<Communicator> alone_ = make_local_communicator();
   const Transformer model_{
       .context = {.device = device_, .deterministic = true},
@@ -89,7 +90,7 @@ TEST_P(ModelStepTest, TokensDoNotDependOnThePlanOfSteps) {
     const EngineOptions options{
         .max_batch_rows = s.rows, .max_sequences = s.sequences, .max_positions = config_.max_positions};
     ModelStep step(model_, options, s.pages, s.page);
-    step.set_adapters({&first, &second});
+    step.set_adapters(std::vector{&first, &second});
     Engine engine(step, tokenizer_, options);
     const auto completions = complete_all(engine, requests());
     if (expected.empty()) expected = completions;
@@ -133,7 +134,7 @@ TEST_P(ModelStepTest, GreedyTokensAreTheArgmaxOfWholeForwardPasses) {
     batch.page_tables = {0};
     batch.pages_per_sequence = 1;
     batch.output_rows = {count - 1};
-    std::vector<float> logits = download<float>(inference.forward(batch, cache, {}));
+    std::vector<float> logits = download<float>(inference.forward(batch, cache));
     for (const int32_t seen : std::set<int32_t>(tokens.begin(), tokens.end())) {
       float& logit = logits[static_cast<size_t>(seen)];
       logit = logit > 0 ? logit / 1.3F : logit * 1.3F;
