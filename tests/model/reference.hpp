@@ -33,8 +33,10 @@ inline std::string smollm2_path() {
 }
 
 // Log-probabilities of tokens 2..n, through KV pages, in chunks of `chunk` rows over pages in reversed order.
+// With adapters, all rows use the last.
 inline std::vector<double> paged_log_probabilities(const LoadedModel& model,
-                                                   const std::vector<int32_t>& tokens, int64_t chunk) {
+                                                   const std::vector<int32_t>& tokens, int64_t chunk,
+                                                   const std::vector<const Adapter*>& adapters = {}) {
   constexpr int64_t page_tokens = 16;
   const auto length = static_cast<int64_t>(tokens.size());
   const int64_t pages = (length + page_tokens - 1) / page_tokens;
@@ -45,6 +47,7 @@ inline std::vector<double> paged_log_probabilities(const LoadedModel& model,
                                     .outputs = chunk,
                                     .pages_per_sequence = pages,
                                     .tokens_per_page = page_tokens});
+  inference.adapters().load(adapters);
   const auto page_of = [&](int64_t i) { return pages - 1 - i; };  // not in order
   std::vector<double> log_probabilities;
   for (int64_t begin = 0; begin < length; begin += chunk) {
@@ -58,6 +61,7 @@ inline std::vector<double> paged_log_probabilities(const LoadedModel& model,
     }
     batch.query_offsets = {0, static_cast<int32_t>(end - begin)};
     batch.context_lengths = {static_cast<int32_t>(end)};
+    if (!adapters.empty()) batch.segments = {{static_cast<int32_t>(adapters.size() - 1), 0, end - begin}};
     for (int64_t i = 0; i < pages; ++i) batch.page_tables.push_back(static_cast<int32_t>(page_of(i)));
     batch.pages_per_sequence = pages;
     const Tensor logits = inference.forward(batch, cache);
@@ -76,7 +80,8 @@ inline std::vector<double> paged_log_probabilities(const LoadedModel& model,
 
 // The same through whole packed sequences.
 inline std::vector<double> packed_log_probabilities(const LoadedModel& model,
-                                                    const std::vector<int32_t>& tokens) {
+                                                    const std::vector<int32_t>& tokens,
+                                                    const Adapter* adapter = nullptr) {
   const auto length = static_cast<int64_t>(tokens.size());
   PackedBatch batch;
   batch.tokens = tokens;
@@ -84,8 +89,11 @@ inline std::vector<double> packed_log_probabilities(const LoadedModel& model,
   batch.targets.assign(tokens.begin() + 1, tokens.end());
   batch.targets.push_back(-1);
   batch.weights.assign(tokens.size(), 1.0F);
-  TrainingPass pass(model.transformer(), {.max_rows = length, .gradients = false}, int64_t{1} << 32);
-  return pass.log_probabilities(batch, nullptr);
+  TrainingPass pass(
+      model.transformer(),
+      {.max_rows = length, .lora_rank = adapter != nullptr ? adapter->shape().rank : 0, .gradients = false},
+      int64_t{1} << 32);
+  return pass.log_probabilities(batch, adapter);
 }
 
 inline double largest_difference(const std::vector<double>& ours, const std::vector<double>& theirs) {
