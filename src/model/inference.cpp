@@ -162,8 +162,9 @@ Tensor Inference::hidden_states(const PlacedBatch& batch, const KvCache& cache) 
   const Shard& shard = *model_.shard;
   const Parameters& weights = *model_.parameters;
   const int64_t rows = batch.tokens.size();
-  // Numbers for adapters behind the outputs of a product, each projection's; none in a batch that uses none.
-  const int64_t rank = batch.adapters ? adapters_.rank() : 0;
+  // Numbers for adapters behind the outputs of a product, each projection's; none in a batch that uses none,
+  // unless a row's bits must not depend on its neighbours: a wider product may split its sums otherwise.
+  const int64_t rank = batch.adapters || context.deterministic ? adapters_.rank() : 0;
   const Activations a(
       config, shard, context.storage, rows, rank,
       [&](DType dtype, std::initializer_list<int64_t> shape) { return arena_.take(dtype, shape); });
