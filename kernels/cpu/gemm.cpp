@@ -59,13 +59,11 @@ void launch<Device::cpu>(const Context& context, const Gemm& op) {
                                   {"bias", op.bias, "N", DType::f32, true}});
   const int64_t m = dims['M'], n = dims['N'], k = dims['K'];
   if (m == 0 || n == 0) return;
-  const float* a = op.a.data<float>();
-  const float* b = op.b.data<float>();
   const Rows out = rows_of(op.out);
   const float* bias = op.bias.defined() ? op.bias.data<float>() : nullptr;
   const bool linear = op.transpose_b && !op.transpose_a;
-  // With few rows sgemm spends its time packing b; with one, sgemv is as good.
-  const bool fixed_order = linear && (context.deterministic || (m > 1 && m <= 16));
+  // With few rows sgemm spends its time packing b.
+  const bool fixed_order = linear && (context.deterministic || m <= 16);
 
   // The bias goes in first, and the product is added to it: one pass over `out` less.
   const bool prepared = bias != nullptr || k == 0 || (fixed_order && op.beta != 0.0F);
@@ -75,11 +73,6 @@ void launch<Device::cpu>(const Context& context, const Gemm& op) {
 
   if (fixed_order) {
     linear_in_fixed_order(rows_of(op.a), rows_of(op.b), out, m, n, k, op.alpha, prepared);
-  } else if (linear && m == 1) {
-    // Several times faster than sgemm with one row. sgemv may read what it overwrites, so clear it.
-    if (beta == 0.0F) std::fill_n(out.data, n, 0.0F);
-    cblas_sgemv(CblasRowMajor, CblasNoTrans, blas_int(n), blas_int(k), op.alpha, b,
-                blas_int(std::max(op.b.row_stride(), k)), a, 1, beta, out.data, 1);
   } else {
     sgemm(op.transpose_a, op.transpose_b, m, n, k, op.alpha, rows_of(op.a), rows_of(op.b), beta, out);
   }
