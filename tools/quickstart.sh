@@ -9,7 +9,7 @@ out=${1:-runs/quickstart}
 echo "== packages"
 bash tools/install_packages.sh
 echo "== build"
-cmake --preset release -DSELFLENGTHEN_TESTS=OFF
+cmake --preset release -DSELFLENGTHEN_TESTS=OFF -DSELFLENGTHEN_UNITY=ON
 cmake --build --preset release
 echo "== model"
 bash tools/fetch_model.sh

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -93,6 +94,12 @@ Ranks start_ranks(const ModelChoice& choice) {
   spdlog::debug("{} replicas of {} ranks, {} threads a rank", ranks.groups.grid.dp, ranks.groups.grid.tp,
                 threads);
   return ranks;
+}
+
+void catch_stop_signals() {
+  struct sigaction action = {};
+  action.sa_handler = [](int) { stop_signal = 1; };
+  for (int signal : {SIGTERM, SIGINT, SIGUSR1}) sigaction(signal, &action, nullptr);
 }
 
 void check_room(const ModelConfig& config, const Ranks& ranks) {

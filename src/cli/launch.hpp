@@ -34,6 +34,9 @@ struct Ranks {
 // InputError when tp does not divide the ranks or this build lacks the device.
 Ranks start_ranks(const ModelChoice& choice);
 
+// From now on SIGTERM, SIGINT and SIGUSR1 set stop_signal (lengthen/session.hpp).
+void catch_stop_signals();
+
 // InputError when a GPU has no room for this rank's share of such a model, with the tp that would help.
 void check_room(const ModelConfig& config, const Ranks& ranks);
 // Reads this rank's share of the weights. Collective over the replica. InputError when a GPU has no room for

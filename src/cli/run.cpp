@@ -2,7 +2,6 @@
 // default.
 #include <fmt/format.h>
 
-#include <csignal>
 #include <filesystem>
 #include <memory>
 #include <set>
@@ -105,14 +104,6 @@ void check_same_run(const RunFolder& folder, const nlohmann::json& before, const
   }
 }
 
-void ask_to_stop(int) { stop_signal = 1; }
-
-void catch_signals() {
-  struct sigaction action = {};
-  action.sa_handler = ask_to_stop;
-  for (int signal : {SIGTERM, SIGINT, SIGUSR1}) sigaction(signal, &action, nullptr);
-}
-
 // What rank 0 does before the others may touch the folder. Leaves run.json saying "running".
 std::unique_ptr<RunLock> open_run(const RunFolder& folder, const nlohmann::json& options, RunChoice& choice,
                                   const ModelSource& source, const Grid& grid) {
@@ -158,7 +149,7 @@ int run_method(RunChoice& choice, const nlohmann::json& options) {
   ModelSource source = open_model(choice.model.model);
 
   Ranks ranks = start_ranks(choice.model);
-  catch_signals();
+  catch_stop_signals();
   std::unique_ptr<RunLock> lock;
   if (ranks.first()) lock = open_run(folder, options, choice, source, ranks.groups.grid);
   ranks.groups.world->broadcast(std::as_writable_bytes(std::span(&choice.method.training.batch_sequences, 1)),

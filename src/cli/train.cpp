@@ -1,7 +1,6 @@
 // train: supervised fine-tuning of an adapter or of all weights on given conversations, resumable.
 #include <fmt/format.h>
 
-#include <csignal>
 #include <filesystem>
 #include <span>
 
@@ -55,8 +54,6 @@ std::vector<Message> conversation_of(const JsonRow& row, const std::string& path
   return messages;
 }
 
-void ask_to_stop(int) { stop_signal = 1; }
-
 bool agreed(Ranks& ranks, bool mine) {
   int64_t any = mine ? 1 : 0;
   ranks.groups.world->all_reduce_max(std::span(&any, 1));
@@ -80,9 +77,7 @@ void keep_metrics_to(const std::string& path, int64_t step) {
 
 int train(TrainChoice& choice, const std::vector<std::vector<Message>>& conversations) {
   Ranks ranks = start_ranks(choice.model);
-  struct sigaction action = {};
-  action.sa_handler = ask_to_stop;
-  for (int signal : {SIGTERM, SIGINT, SIGUSR1}) sigaction(signal, &action, nullptr);
+  catch_stop_signals();
   if (agreed(ranks, ranks.first() && fs::exists(choice.last_file()))) {
     if (ranks.first()) spdlog::info("{}: this training is finished", choice.output);
     return 0;

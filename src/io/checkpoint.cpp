@@ -10,7 +10,7 @@
 namespace sl {
 namespace {
 
-constexpr int64_t format_version = 1;
+constexpr int64_t checkpoint_format = 1;
 
 int64_t elements(const std::vector<int64_t>& shape) {
   int64_t size = 1;
@@ -26,7 +26,7 @@ void write_checkpoint(const std::string& path, const CheckpointContent& content)
     H5File file = H5File::create(temporary, MPI_COMM_SELF);
     for (const auto& [name, value] : content.integers) file.write_attribute("integer_" + name, value);
     for (const auto& [name, value] : content.texts) file.write_attribute("text_" + name, value);
-    file.write_attribute("checkpoint_format", format_version);
+    file.write_attribute("checkpoint_format", checkpoint_format);
     file.make_group("tensors");
     // Tensors are numbered: their names hold dots and slashes that would read as groups.
     for (size_t i = 0; i < content.tensors.size(); ++i) {
@@ -50,7 +50,7 @@ void write_checkpoint(const std::string& path, const CheckpointContent& content)
 CheckpointContent read_checkpoint(const std::string& path) {
   const H5File file = H5File::open(path);
   if (!file.has_attribute("checkpoint_format") ||
-      file.integer_attribute("checkpoint_format") != format_version) {
+      file.integer_attribute("checkpoint_format") != checkpoint_format) {
     throw InputError("is no checkpoint of this program, or of another version", path,
                      "give a checkpoint of a run folder");
   }

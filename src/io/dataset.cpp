@@ -15,7 +15,7 @@
 namespace sl {
 namespace {
 
-constexpr int64_t format_version = 1;
+constexpr int64_t dataset_format = 1;
 
 int64_t rows_of(const Column& column) {
   return std::visit([](const auto& values) { return static_cast<int64_t>(values.size()); }, column);
@@ -128,7 +128,7 @@ class TableWriter {
 
 void write_file(const std::string& path, const Table& slice, MPI_Comm comm, const Writers& writers) {
   H5File file = H5File::create(path, comm);
-  file.write_attribute("format", format_version);
+  file.write_attribute("format", dataset_format);
   file.write_attribute("rows", writers.place(slice.rows()).second);
   for (const auto& [name, value] : slice.attributes) file.write_attribute("user_" + name, value);
   std::string order;
@@ -320,7 +320,7 @@ void write_table(const std::string& path, const Table& slice, MPI_Comm comm) {
 
 Table read_table(const std::string& path) {
   const H5File file = H5File::open(path);
-  if (!file.has_attribute("format") || file.integer_attribute("format") != format_version) {
+  if (!file.has_attribute("format") || file.integer_attribute("format") != dataset_format) {
     throw InputError("is no dataset of this program, or of another version", path,
                      "use a dataset of a run folder");
   }
