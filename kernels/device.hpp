@@ -55,6 +55,15 @@ class Graph {
   std::function<void()> on_host_;
 };
 
+// A named stretch of host time in a profiler's timeline (NVTX); nothing without a CUDA side.
+class ProfilerRange {
+ public:
+  explicit ProfilerRange(const char* name);
+  ~ProfilerRange();
+  ProfilerRange(const ProfilerRange&) = delete;
+  ProfilerRange& operator=(const ProfilerRange&) = delete;
+};
+
 // Seconds on the device between start and stop; on hosts, wall time.
 class DeviceTimer {
  public:

@@ -1,3 +1,5 @@
+#include <nvtx3/nvToolsExt.h>
+
 #include <chrono>
 
 #include "kernels/cuda/gemm_algorithms.hpp"
@@ -151,6 +153,9 @@ void Graph::replay(const Context& context) const {
   if (on_host_) return on_host_();
   SL_CUDA(cudaGraphLaunch(static_cast<cudaGraphExec_t>(executable_.get()), context.cuda->stream));
 }
+
+ProfilerRange::ProfilerRange(const char* name) { nvtxRangePushA(name); }
+ProfilerRange::~ProfilerRange() { nvtxRangePop(); }
 
 DeviceTimer::DeviceTimer(const Context& context) : context_(context) {
   if (context.device == Device::cuda) events_ = std::make_shared<Events>();

@@ -132,7 +132,7 @@ GemmKind kind_of(const Gemm& op, int64_t m, int64_t n, int64_t k) {
   if (op.bias.defined()) alignment = std::min(alignment, alignment_of(op.bias));
   return {.rows = row_bucket(m),
           .n = n,
-          .k = k,
+          .k = op.transpose_a ? row_bucket(k) : k,  // gradients of weights sum over the rows of a batch
           .in = op.a.dtype(),
           .out = op.out.dtype(),
           .transpose_a = op.transpose_a,

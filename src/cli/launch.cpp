@@ -85,7 +85,8 @@ Ranks start_ranks(const ModelChoice& choice) {
   if (device == Device::cuda) {
     ranks.gpu = open_gpu(static_cast<int>(session.node_rank() % gpu_count()), algorithm_cache());
     ranks.context.cuda = ranks.gpu.get();
-    ranks.groups.tensor = with_nccl(std::move(ranks.groups.tensor), device_stream(ranks.context));
+    for (std::unique_ptr<Communicator>* group : {&ranks.groups.tensor, &ranks.groups.data})
+      *group = with_nccl(std::move(*group), device_stream(ranks.context));
     spdlog::debug("{}, {}", gpu_name(ranks.context), name_of(ranks.context.storage));
   }
   const auto threads = static_cast<int>(threads_of_rank(choice, session, *ranks.groups.world));

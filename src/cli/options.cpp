@@ -163,14 +163,13 @@ void add_training_options(CommandLine& line, TrainingOptions& training, Training
       "recompute", training.recompute,
       {{"auto", Recompute::automatic}, {"all", Recompute::all}, {"none", Recompute::none}},
       "which layers compute their activations a second time instead of keeping them; auto: as memory needs");
-  line.add("activation-memory", choice.activation_memory, "MiB for activations on a rank; 0: no limit",
-           at_least(0));
+  line.add("activation-memory", choice.activation_memory,
+           "MiB for activations on a rank; 0: no limit, on a GPU what is free", at_least(0));
   line.add("checkpoint-every", training.checkpoint_every, "steps; 0: only at the end", at_least(0));
 }
 
 void apply(const TrainingChoice& choice, TrainingOptions& training) {
-  training.activation_bytes =
-      choice.activation_memory == 0 ? std::numeric_limits<int64_t>::max() : choice.activation_memory << 20;
+  training.activation_bytes = choice.activation_memory << 20;
 }
 
 void add_file_options(CommandLine& line, FileChoice& files, const std::string& input_rows,

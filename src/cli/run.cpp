@@ -209,10 +209,10 @@ int run_command(const Arguments& arguments) {
       "whether "
       "there is work left.");
   if (!line.parse(arguments)) return 0;
-  choice.model.device = on_host(choice.model.device, "run");
-  choice.engine = resolve_engine(choice.engine, Device::cpu);
-  // Training finds the memory of the pages free, and a little more.
-  if (choice.training.activation_memory == 0)
+  const Device device = resolve_device(choice.model.device);
+  choice.engine = resolve_engine(choice.engine, device);
+  // Training finds the memory of the pages free, and a little more; on a GPU it sees itself what is free.
+  if (choice.training.activation_memory == 0 && device != Device::cuda)
     choice.training.activation_memory = choice.engine.kv_memory + 256;
   apply(choice.training, choice.method.training);
   choice.method.deterministic = choice.model.deterministic;

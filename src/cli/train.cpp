@@ -93,16 +93,24 @@ int train(TrainChoice& choice, const std::vector<std::vector<Message>>& conversa
     rows.push_back({std::move(encoded.tokens), std::move(encoded.mask)});
   }
   std::optional<Adapter> adapter;
-  if (!choice.full()) {
-    adapter = load_chosen_adapter(choice.model, *model);
-    if (!adapter) {
-      adapter.emplace(model->config(), model->shard(), choice.options.lora, ranks.context.storage_place(),
-                      "adapter");
+  std::optional<Parameters> exact;  // what is trained of a model that is stored as bf16
+  Trainable trained;
+  if (choice.full()) {
+    trained.parameters = &model->parameters();
+    if (ranks.context.storage != DType::f32) {
+      exact =
+          load_parameters(model->config(), model->shard(), ranks.context.device, *model->source().weights);
+      trained.parameters = &*exact;
+    }
+  } else {
+    if (!choice.model.adapter.empty()) {
+      adapter = model->exact_adapter_from(choice.model.adapter);
+    } else {
+      adapter.emplace(model->config(), model->shard(), choice.options.lora, ranks.context.device, "adapter");
       initialise(*adapter, choice.options.seed);
     }
+    trained.adapter = &*adapter;
   }
-  const Trainable trained =
-      choice.full() ? Trainable{.parameters = &model->parameters()} : Trainable{.adapter = &*adapter};
   Trainer trainer(model->transformer(), trained, std::move(rows), choice.options, *ranks.groups.data);
   log_memory();
   if (agreed(ranks, ranks.first() && fs::exists(choice.checkpoint())))
@@ -125,6 +133,7 @@ int train(TrainChoice& choice, const std::vector<std::vector<Message>>& conversa
                              {"learning_rate", step.learning_rate},
                              {"grad_norm", step.grad_norm},
                              {"tokens_per_second", step.tokens_per_second},
+                             {"tflops", step.tflops},
                              {"skipped", step.skipped}});
       spdlog::info("step {}/{}: loss {:.4f}, {:.1f} tokens/s", step.step, trainer.total_steps(), step.loss,
                    step.tokens_per_second);
@@ -133,7 +142,7 @@ int train(TrainChoice& choice, const std::vector<std::vector<Message>>& conversa
       trainer.save_checkpoint(choice.checkpoint(), writer);
   }
   if (choice.full()) {
-    write_model_files(choice.output, model->source(), model->parameters(), "F32", writer,
+    write_model_files(choice.output, model->source(), *trained.parameters, "F32", writer,
                       *ranks.groups.tensor);
   } else {
     save_adapter(*adapter, choice.output, choice.model.model, writer, *ranks.groups.tensor);
@@ -165,7 +174,6 @@ int train_command(const Arguments& arguments) {
   line.note("--adapter is where the training starts; with it, rank and alpha are that adapter's.");
   line.example("selflengthen train --model MODEL --data answers.jsonl --output my_adapter");
   if (!line.parse(arguments)) return 0;
-  choice.model.device = on_host(choice.model.device, "train");
   apply(choice.training, choice.options);
   if (choice.full() && !choice.model.adapter.empty()) {
     throw InputError("starts from an adapter, but all weights are to be trained", "--adapter",

@@ -28,9 +28,9 @@ bool exists_for_all(const Session& session, const std::string& path) {
 
 Adapter starting_adapter(const Session& session, int64_t iteration, Role role) {
   const std::string name(role_name(role));
-  if (iteration > 1) return session.model.adapter_from(session.folder.adapter(iteration - 1, name));
+  if (iteration > 1) return session.model.exact_adapter_from(session.folder.adapter(iteration - 1, name));
   Adapter fresh(session.model.config(), session.model.shard(), session.method.training.lora,
-                session.model.transformer().context.storage_place(), "adapter");
+                session.model.transformer().context.device, "adapter");
   initialise(fresh, stream_of(draw_address(session.method, iteration, StageId::training,
                                            static_cast<int64_t>(role))));
   return fresh;
@@ -73,6 +73,7 @@ void train_role(Session& session, int64_t iteration, Role role, const Table& pai
                                      {"learning_rate", step.learning_rate},
                                      {"grad_norm", step.grad_norm},
                                      {"tokens_per_second", step.tokens_per_second},
+                                     {"tflops", step.tflops},
                                      {"skipped", step.skipped}});
     }
     session.progress.update_training(name, iteration, step.step, trainer.total_steps(), step.loss,

@@ -1,6 +1,7 @@
 // TrainingPass, backward: gradients of the layers of packed sequences, from the last to the first.
 #include <cmath>
 
+#include "kernels/device.hpp"
 #include "kernels/ops.hpp"
 #include "model/linear.hpp"
 #include "model/training_pass.hpp"
@@ -8,6 +9,7 @@
 namespace sl {
 
 void TrainingPass::backward(const Adapter* adapter, const Trainable& gradients) {
+  const ProfilerRange range("backward");
   for (int64_t layer = model_.config->layers - 1; layer >= 0; --layer) {
     if (layer >= kept_layers_ && shared_holder_ != layer) compute_activations(layer, adapter);
     backward_ffn(layer, adapter, gradients);
@@ -28,14 +30,15 @@ void TrainingPass::backward_ffn(int64_t layer, const Adapter* adapter, const Tra
   const LayerWeights* full =
       gradients.parameters != nullptr ? &gradients.parameters->layers[static_cast<size_t>(layer)] : nullptr;
   const int64_t mark = arena_.mark();
+  const Tensor grad_out = stored(gradient_);
 
   // down
   const Tensor product = take(rows_, ffn_);
   run(context, SwiGlu{.gate_up = kept.gate_up, .out = product});
   const Tensor grad_product = take(rows_, ffn_);
-  linear_input_gradient(context, gradient_, weights.down, grad_product);
-  backward_lora(adapter, gradients, layer, Projection::down, product, gradient_, grad_product);
-  if (full != nullptr) linear_weight_gradient(context, gradient_, product, full->down);
+  linear_input_gradient(context, grad_out, weights.down, grad_product);
+  backward_lora(adapter, gradients, layer, Projection::down, product, grad_out, grad_product);
+  if (full != nullptr) linear_weight_gradient(context, grad_out, product, full->down);
 
   // gate and up; their gradient takes their place
   const Tensor grad_gate_up = kept.gate_up;
@@ -67,12 +70,13 @@ void TrainingPass::backward_attention(int64_t layer, const Adapter* adapter, con
   const int64_t qkv_width = query_width_ + 2 * key_width_;
   const int64_t keys_end = query_width_ + key_width_;
   const int64_t mark = arena_.mark();
+  const Tensor grad_out = stored(gradient_);
 
   // output projection
   const Tensor grad_attention = take(rows_, query_width_);
-  linear_input_gradient(context, gradient_, weights.output, grad_attention);
-  backward_lora(adapter, gradients, layer, Projection::o, kept.attention, gradient_, grad_attention);
-  if (full != nullptr) linear_weight_gradient(context, gradient_, kept.attention, full->output);
+  linear_input_gradient(context, grad_out, weights.output, grad_attention);
+  backward_lora(adapter, gradients, layer, Projection::o, kept.attention, grad_out, grad_attention);
+  if (full != nullptr) linear_weight_gradient(context, grad_out, kept.attention, full->output);
 
   // attention and rotation
   const Tensor grad_qkv = take(rows_, qkv_width);

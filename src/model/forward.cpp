@@ -1,6 +1,7 @@
 // TrainingPass, forward: the layers of packed sequences.
 #include <cmath>
 
+#include "kernels/device.hpp"
 #include "kernels/ops.hpp"
 #include "model/linear.hpp"
 #include "model/training_pass.hpp"
@@ -8,6 +9,7 @@
 namespace sl {
 
 void TrainingPass::forward(const Adapter* adapter) {
+  const ProfilerRange range("forward");
   run(model_.context, Embedding{.tokens = tokens_,
                                 .table = model_.parameters->embedding,
                                 .first_row = model_.shard->vocabulary.begin,

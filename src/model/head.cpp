@@ -4,6 +4,7 @@
 #include <cmath>
 #include <span>
 
+#include "kernels/device.hpp"
 #include "kernels/ops.hpp"
 #include "model/linear.hpp"
 #include "model/training_pass.hpp"
@@ -11,6 +12,7 @@
 namespace sl {
 
 LossSums TrainingPass::head(const Trainable* gradients) {
+  const ProfilerRange range("head and loss");
   const auto count = static_cast<int64_t>(host_target_tokens_.size());
   if (gradients != nullptr) run(model_.context, Fill{gradient_, 0.0F});
   for (int64_t begin = 0; begin < count; begin += chunk_rows_) {
@@ -45,10 +47,11 @@ void TrainingPass::head_chunk(int64_t begin, int64_t end, const Trainable* gradi
                                       .first_row = first_row,
                                       .log_sum_exp = normaliser,
                                       .weights = target_weights_.rows(begin, end)});
+    const Tensor grad_logits = stored(logits);
     const Parameters* full = gradients->parameters;
-    if (full != nullptr) linear_weight_gradient(context, logits, normed, full->head);
+    if (full != nullptr) linear_weight_gradient(context, grad_logits, normed, full->head);
     const Tensor grad_normed = take(count, hidden);
-    linear_input_gradient(context, logits, weights.head, grad_normed);
+    linear_input_gradient(context, grad_logits, weights.head, grad_normed);
     reduce(grad_normed);
     const Tensor grad_x = take_f32(count, hidden);
     run(context, Fill{grad_x, 0.0F});

@@ -13,6 +13,11 @@ namespace {
 
 int64_t matrix_bytes(int64_t rows, int64_t columns) { return Arena::bytes_for(DType::f32, {rows, columns}); }
 
+int64_t logit_bytes_of(const TrainingShape& shape, Device device) {
+  if (shape.logit_bytes > 0) return shape.logit_bytes;
+  return int64_t{device == Device::cuda ? 1024 : 64} << 20;
+}
+
 int64_t mebibytes(int64_t bytes) { return (bytes + (1 << 20) - 1) >> 20; }
 
 // The part of a tensor of `whole` length along its sharded rows that is held here.
@@ -35,7 +40,8 @@ TrainingPass::TrainingPass(const Transformer& model, const TrainingShape& shape,
   require(shape.max_rows > 0 && shape.lora_rank >= 0, "a training pass needs rows");
   // The same on every tensor-parallel rank, whose shares of the vocabulary may differ by a row.
   const int64_t widest = (model.config->vocabulary + model.shard->tp - 1) / model.shard->tp;
-  chunk_rows_ = std::clamp<int64_t>(shape.logit_bytes / (widest * size_of(DType::f32)), 1, shape.max_rows);
+  chunk_rows_ = std::clamp<int64_t>(
+      logit_bytes_of(shape, model.context.device) / (widest * size_of(DType::f32)), 1, shape.max_rows);
 
   const int64_t layers = model.config->layers;
   const int64_t fixed = fixed_bytes();
@@ -81,12 +87,21 @@ int64_t TrainingPass::scratch_bytes() const {
   const int64_t rows = shape_.max_rows;
   const int64_t hidden = model_.config->hidden;
   const int64_t chunk = chunk_rows_;
-  const int64_t head = 4 * matrix_bytes(chunk, hidden) + matrix_bytes(chunk, vocabulary_) +
+  const DType storage = model_.context.storage;
+  const auto storage_bytes = [&](int64_t height, int64_t width) {
+    return Arena::bytes_for(storage, {height, width});
+  };
+  const auto rounded_bytes = [&](int64_t height, int64_t width) {  // of stored()
+    return storage == DType::f32 ? 0 : storage_bytes(height, width);
+  };
+  const int64_t head = 2 * matrix_bytes(chunk, hidden) + 2 * storage_bytes(chunk, hidden) +
+                       matrix_bytes(chunk, vocabulary_) + rounded_bytes(chunk, vocabulary_) +
                        matrix_bytes(3 * (model_.shard->tp + 1), chunk) + matrix_bytes(chunk, 1);
-  const int64_t common = 2 * matrix_bytes(rows, hidden) + 2 * matrix_bytes(rows, shape_.lora_rank);
-  const int64_t attention = matrix_bytes(rows, query_width_) +
-                            matrix_bytes(rows, query_width_ + 2 * key_width_) + matrix_bytes(1, rows);
-  const int64_t ffn = 2 * matrix_bytes(rows, ffn_);
+  const int64_t common = 2 * storage_bytes(rows, hidden) + rounded_bytes(rows, hidden) +
+                         2 * storage_bytes(rows, shape_.lora_rank);
+  const int64_t attention = storage_bytes(rows, query_width_) +
+                            storage_bytes(rows, query_width_ + 2 * key_width_) + storage_bytes(1, rows);
+  const int64_t ffn = 2 * storage_bytes(rows, ffn_);
   int64_t shared_heads = 0;
   if (shape_.gradients && model_.shard->key_head_copies > 1) {
     shared_heads =
@@ -167,6 +182,14 @@ void TrainingPass::reduce(const Tensor& tensor) const {
   if (model_.shard->tp > 1) model_.tensor_parallel->all_reduce_sum(tensor);
 }
 
+// Products want inputs of the storage dtype: the tensor itself, or a rounded copy in the arena.
+Tensor TrainingPass::stored(const Tensor& tensor) {
+  if (tensor.dtype() == model_.context.storage) return tensor;
+  const Tensor rounded = take(tensor.rows(), tensor.columns());
+  run(model_.context, Copy{tensor, rounded});
+  return rounded;
+}
+
 LossSums TrainingPass::forward_backward(const PackedBatch& batch, const Adapter* adapter,
                                         const Trainable& gradients) {
   require(shape_.gradients, "a pass without gradients was asked for some");
@@ -207,7 +230,7 @@ void TrainingPass::finish_gradients(const Trainable& gradients) {
     require(tensor.axis == ShardedTensor::Axis::rows, "only rows are held by several ranks");
     const int64_t mark = arena_.mark();
     const int64_t width = tensor.shape.size() == 2 ? tensor.shape[1] : 1;
-    const Tensor whole = take(tensor.shape[0], width);
+    const Tensor whole = take_f32(tensor.shape[0], width);
     const Tensor local = tensor.local.reshaped({tensor.range.size(), width});
     run(context, Fill{whole, 0.0F});
     run(context, Copy{local, rows_of(whole, tensor.range)});

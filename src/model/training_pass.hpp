@@ -32,7 +32,9 @@ struct TrainingShape {
   // Which layers keep their activations for the backward pass; the others compute them again from the layer's
   // input. automatic: as many keep them as the budget holds. The results do not depend on it, bit for bit.
   Recompute recompute = Recompute::automatic;
-  int64_t logit_bytes = int64_t{64} << 20;  // logits of one chunk of rows, at most (but one row at least)
+  // Logits of one chunk of rows, at most (but one row at least); 0: 64 MiB, on a GPU 1 GiB, where every chunk
+  // reads the head once more.
+  int64_t logit_bytes = 0;
 };
 
 struct LossSums {
@@ -45,8 +47,8 @@ class TrainingPass {
   // Takes all its memory here, `budget` bytes at most. InputError when that does not hold one batch.
   TrainingPass(const Transformer& model, const TrainingShape& shape, int64_t budget);
 
-  // Adds the gradient of loss_sum to `gradients`. With `gradients.adapter`, `adapter` is the one that is
-  // trained; with `gradients.parameters` there is none.
+  // Adds the gradient of loss_sum to `gradients`, which are f32 whatever the storage dtype. With
+  // `gradients.adapter`, `adapter` is the one that is trained; with `gradients.parameters` there is none.
   LossSums forward_backward(const PackedBatch& batch, const Adapter* adapter, const Trainable& gradients);
   LossSums loss_only(const PackedBatch& batch, const Adapter* adapter);
   // Natural logarithm of the probability of the target, one for each row that has one, in row order.
@@ -82,6 +84,7 @@ class TrainingPass {
   Tensor take_f32(int64_t rows, int64_t columns) { return arena_.take(DType::f32, {rows, columns}); }
   void reduce(const Tensor& tensor) const;
   Tensor normalised(const Tensor& x, const Tensor& weight);
+  Tensor stored(const Tensor& tensor);
 
   // forward.cpp: residual(l + 1) from residual(l).
   void forward(const Adapter* adapter);

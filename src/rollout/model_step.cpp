@@ -195,6 +195,7 @@ void ModelStep::mark_seen(const SamplingRows& rows) {
 
 // A step of any kind.
 void ModelStep::compute(const Batch& batch, const SamplingRows& rows) {
+  const ProfilerRange range("mixed step");
   staging_.begin();
   const PlacedBatch placed(batch, inference_.adapters(), staging_);
   const PlacedSampling sampling(rows, staging_);
@@ -209,6 +210,7 @@ void ModelStep::compute(const Batch& batch, const SamplingRows& rows) {
 
 // A step of decoding rows only, padded to one of few sizes, and from its second time on recorded.
 void ModelStep::compute_decoding(const Batch& batch, const SamplingRows& rows) {
+  const ProfilerRange range("decoding step");
   Batch padded = batch;
   SamplingRows padded_sampling = rows;
   const int64_t most_rows = std::min(options_.max_batch_rows, options_.max_sequences);

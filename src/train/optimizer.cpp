@@ -36,6 +36,22 @@ Optimizer::Optimizer(const Transformer& model, const Trainable& trained, double 
       second_moment_(model, trained, "optimizer") {
   require((trained.adapter == nullptr) != (trained.parameters == nullptr),
           "either an adapter or all weights are trained");
+  require(flat(trained).dtype() == DType::f32, "what is trained is not f32");
+  const bool same_dtype = model.context.storage == DType::f32;
+  require(trained.adapter != nullptr || (trained.parameters == model.parameters) == same_dtype,
+          "full fine-tuning trains the model's own weights in f32, or an f32 form of others");
+  if (trained.adapter != nullptr && !same_dtype) {
+    rounded_.emplace(*model.config, *model.shard, trained.adapter->shape(), model.context.storage_place(),
+                     "adapter");
+  }
+  refresh();
+}
+
+void Optimizer::refresh() {
+  if (model_.context.storage == DType::f32) return;
+  const std::vector<ShardedTensor>& exact = trained_.tensors();
+  const std::vector<ShardedTensor>& rounded = rounded_ ? rounded_->tensors() : model_.parameters->tensors();
+  for (size_t i = 0; i < exact.size(); ++i) run(model_.context, Copy{exact[i].local, rounded[i].local});
 }
 
 void Optimizer::zero_gradient() { run(model_.context, Fill{flat(gradient()), 0.0F}); }
@@ -68,6 +84,11 @@ double Optimizer::gradient_norm() const {
 
 void Optimizer::update(double learning_rate, double gradient_scale) {
   ++updates_;
+  step(learning_rate, gradient_scale);
+  refresh();
+}
+
+void Optimizer::step(double learning_rate, double gradient_scale) {
   const auto update_part = [&](const Tensor& parameter, const Tensor& gradient_part, const Tensor& first,
                                const Tensor& second, double weight_decay) {
     run(model_.context, AdamW{.parameter = parameter,

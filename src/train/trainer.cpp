@@ -6,12 +6,15 @@
 #include <bit>
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <span>
 
 #include "core/error.hpp"
 #include "core/log.hpp"
 #include "core/rng.hpp"
+#include "kernels/device.hpp"
+#include "train/flops.hpp"
 #include "train/schedule.hpp"
 
 namespace sl {
@@ -96,6 +99,16 @@ int64_t largest_pass(const std::vector<TrainingRow>& rows, const TrainingOptions
   return std::max(longest, std::min(options.pass_tokens, all));
 }
 
+// Bytes for the activations: the same for all ranks of a replica, which compute layers again together.
+int64_t activation_budget(const Transformer& model, const TrainingOptions& options) {
+  if (options.activation_bytes > 0) return options.activation_bytes;
+  if (model.context.device != Device::cuda) return std::numeric_limits<int64_t>::max();
+  constexpr int64_t reserve = int64_t{512} << 20;  // for libraries, and for measuring products
+  int64_t lacking = -(free_device_bytes(model.context) - reserve);
+  model.tensor_parallel->all_reduce_max(std::span(&lacking, 1));
+  return -lacking;
+}
+
 }  // namespace
 
 Trainer::Trainer(const Transformer& model, const Trainable& trained, std::vector<TrainingRow> rows,
@@ -111,11 +124,9 @@ Trainer::Trainer(const Transformer& model, const Trainable& trained, std::vector
             {.max_rows = pass_tokens_,
              .lora_rank = trained.adapter != nullptr ? trained.adapter->shape().rank : 0,
              .recompute = options.recompute},
-            options.activation_bytes) {
+            activation_budget(model, options)) {
   require((options.finetune == Finetune::lora) == (trained.adapter != nullptr),
           "what is trained is not what the options say");
-  require(trained.adapter != nullptr || trained.parameters == model.parameters,
-          "full fine-tuning trains other weights than the model's");
   state_.batch_sequences = options.batch_sequences > 0 ? options.batch_sequences : data_parallel.size();
   state_.fingerprint = fingerprint_of(rows_, options, trained);
   total_steps_ = options.epochs * steps_an_epoch();
@@ -142,6 +153,7 @@ const std::vector<int64_t>& Trainer::order_of(int64_t epoch) {
 
 bool Trainer::step() {
   if (state_.step >= total_steps_) return false;
+  const ProfilerRange range("training step");
   const auto started = std::chrono::steady_clock::now();
   const int64_t epoch = state_.step / steps_an_epoch();
   const std::vector<int64_t>& order = order_of(epoch);
@@ -151,9 +163,12 @@ bool Trainer::step() {
 
   last_ = {.step = state_.step + 1, .epoch = epoch + 1};
   int64_t learnt = 0;
+  double flops = 0.0;
   for (const int64_t row : chosen) {
+    const int64_t rows = packed_rows(rows_[static_cast<size_t>(row)], options_.cutoff);
     learnt += trained_tokens(rows_[static_cast<size_t>(row)], options_.cutoff);
-    last_.tokens += packed_rows(rows_[static_cast<size_t>(row)], options_.cutoff);
+    last_.tokens += rows;
+    flops += training_flops(*model_.config, rows, options_.finetune == Finetune::full);
   }
   last_.learning_rate =
       options_.learning_rate *
@@ -171,17 +186,20 @@ bool Trainer::step() {
     for (const PackedBatch& batch :
          pack(rows_, chosen.subspan(share_begin, share_end - share_begin), options_.cutoff, pass_tokens_,
               static_cast<float>(1.0 / static_cast<double>(learnt)))) {
-      loss += pass_.forward_backward(batch, optimizer_.trained().adapter, optimizer_.gradient()).loss_sum;
+      loss += pass_.forward_backward(batch, optimizer_.adapter(), optimizer_.gradient()).loss_sum;
     }
     finish_step(loss);
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - started;
-  last_.tokens_per_second = static_cast<double>(last_.tokens) / std::max(seconds.count(), 1e-9);
+  const double taken = std::max(seconds.count(), 1e-9);
+  last_.tokens_per_second = static_cast<double>(last_.tokens) / taken;
+  last_.tflops = 1e-12 * flops / taken / (data_parallel_->size() * model_.shard->tp);
   return true;
 }
 
 // From this replica's part of loss and gradient to the update.
 void Trainer::finish_step(double loss) {
+  const ProfilerRange range("update");
   pass_.finish_gradients(optimizer_.gradient());
   optimizer_.reduce_gradient(*data_parallel_);
   data_parallel_->all_reduce_sum(std::span(&loss, 1));

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <string>
 #include <vector>
 
@@ -31,7 +30,7 @@ struct TrainingOptions {
   uint64_t seed = 1;            // of the order of the rows
   bool shuffle = true;          // false: the order given, in every epoch
   Recompute recompute = Recompute::automatic;
-  int64_t activation_bytes = std::numeric_limits<int64_t>::max();  // memory of a training pass, at most
+  int64_t activation_bytes = 0;   // memory of a training pass, at most; 0: any, on a GPU what is free
   int64_t checkpoint_every = 50;  // steps, for whoever steps; 0: only at the end
 };
 
@@ -43,6 +42,7 @@ struct StepRecord {
   double grad_norm = 0.0;      // before it is scaled down
   int64_t tokens = 0;          // put through the model, all replicas
   double tokens_per_second = 0.0;
+  double tflops = 0.0;   // of a rank: operations of training_flops()
   bool skipped = false;  // loss or gradient not finite: nothing was learnt
 };
 
@@ -58,9 +58,10 @@ struct TrainerState {
 
 class Trainer {
  public:
-  // Every rank gives the same rows and options. `trained` starts where its owner has brought it; with full
-  // fine-tuning it is the model's own weights. All of them outlive the trainer. InputError when no token is
-  // to be learnt, a token is outside the vocabulary, or the activations do not fit.
+  // Every rank gives the same rows and options. `trained` (f32) starts where its owner has brought it; with
+  // full fine-tuning it is the model's own weights, or an f32 form of them where the model is stored as bf16.
+  // All of them outlive the trainer. InputError when no token is to be learnt, a token is outside the
+  // vocabulary, or the activations do not fit.
   Trainer(const Transformer& model, const Trainable& trained, std::vector<TrainingRow> rows,
           const TrainingOptions& options, Communicator& data_parallel);
 

@@ -90,6 +90,7 @@ void Trainer::load_checkpoint(const std::string& path) {
   state_.batch_sequences = batch_sequences;
   total_steps_ = options_.epochs * steps_an_epoch();
   optimizer_.set_updates(state_.updates);
+  optimizer_.refresh();
 }
 
 }  // namespace sl
