@@ -70,6 +70,27 @@ double flops_of_token(const ModelConfig& config) {
   return 2.0 * static_cast<double>(config.parameters() - tables);
 }
 
+RandomModel::RandomModel(const Context& context, const ModelConfig& config, int64_t adapters)
+    : config_(config),
+      alone_(make_local_communicator()),
+      shard_(config, 1, 0),
+      weights_(
+          random_parameters(config, shard_, context, 1,
+                            ServedAdapters::room_for(std::vector<LoraShape>(static_cast<size_t>(adapters))))),
+      transformer_{context, &config_, &shard_, &weights_, alone_.get()} {
+  adapters_.reserve(static_cast<size_t>(adapters));
+  for (int64_t i = 0; i < adapters; ++i) {
+    adapters_.emplace_back(config, shard_, LoraShape{}, context.storage_place(), "adapter");
+    fill_randomly(context, adapters_.back().flat(), static_cast<uint64_t>(100 + i));
+  }
+}
+
+std::vector<const Adapter*> RandomModel::adapters() const {
+  std::vector<const Adapter*> all;
+  for (const Adapter& adapter : adapters_) all.push_back(&adapter);
+  return all;
+}
+
 json head_of_line(const Context& context, const char* what, const BenchChoice& choice) {
   json line = {{"bench", what},
                {"shape", choice.shape},
@@ -86,7 +107,8 @@ int run_bench(const char* what, const char* summary, const char* example, const 
   BenchChoice choice;
   CommandLine line(fmt::format("bench {}", what), summary);
   line.group("What is measured");
-  line.add("shape", choice.shape, "qwen2-7b, llama3.1-8b or smollm2-135m; random weights").value_name("NAME");
+  line.add("shape", choice.shape, "qwen2-7b, llama3.1-8b, qwen2-1.5b or smollm2-135m; random weights")
+      .value_name("NAME");
   options(line, choice);
   line.add("repeats", choice.repeats, "measurements; the median is reported", at_least(1));
   add_machine_options(line, choice.model);

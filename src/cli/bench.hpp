@@ -6,12 +6,15 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "cli/command_line.hpp"
 #include "cli/commands.hpp"
 #include "cli/launch.hpp"
 #include "cli/options.hpp"
+#include "model/adapter.hpp"
 #include "model/config.hpp"
+#include "model/transformer.hpp"
 
 namespace sl {
 
@@ -24,6 +27,10 @@ struct BenchChoice {
   int64_t repeats = 9;    // the median is reported
   int64_t adapters = 0;   // rows take turns with so many
   int64_t input_tokens = 200, output_tokens = 6000, count = 512;
+  int64_t sequence = 0;  // tokens of each packed sequence; 0: all of the context
+  Finetune finetune = Finetune::lora;
+  Recompute recompute = Recompute::automatic;
+  bool backward = false;
   double spread = 0.0;   // of the logarithm of the output's length
   double seconds = 0.0;  // of steady state; 0: a whole stage
 };
@@ -44,6 +51,26 @@ Ceiling measure_ceiling(const Context& context);
 double bytes_of_step(const ModelConfig& config, DType storage, int64_t rows, int64_t context);
 // Arithmetic of a token without its attention: two operations a weight of the blocks.
 double flops_of_token(const ModelConfig& config);
+
+// A model of random weights with as many random adapters as asked for.
+class RandomModel {
+ public:
+  RandomModel(const Context& context, const ModelConfig& config, int64_t adapters = 0);
+  RandomModel(const RandomModel&) = delete;
+  RandomModel& operator=(const RandomModel&) = delete;
+  const Transformer& transformer() const { return transformer_; }
+  Parameters& weights() { return weights_; }
+  Communicator& alone() { return *alone_; }
+  std::vector<const Adapter*> adapters() const;
+
+ private:
+  ModelConfig config_;
+  std::unique_ptr<Communicator> alone_;
+  Shard shard_;
+  Parameters weights_;
+  Transformer transformer_;
+  std::vector<Adapter> adapters_;
+};
 
 nlohmann::json head_of_line(const Context& context, const char* what, const BenchChoice& choice);
 

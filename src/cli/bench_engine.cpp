@@ -22,39 +22,6 @@ double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-// A model of random weights with as many random adapters as asked for.
-class RandomModel {
- public:
-  RandomModel(const Context& context, const ModelConfig& config, int64_t adapters)
-      : config_(config),
-        alone_(make_local_communicator()),
-        shard_(config, 1, 0),
-        weights_(random_parameters(
-            config, shard_, context, 1,
-            ServedAdapters::room_for(std::vector<LoraShape>(static_cast<size_t>(adapters))))),
-        transformer_{context, &config_, &shard_, &weights_, alone_.get()} {
-    adapters_.reserve(static_cast<size_t>(adapters));
-    for (int64_t i = 0; i < adapters; ++i) {
-      adapters_.emplace_back(config, shard_, LoraShape{}, context.storage_place(), "adapter");
-      fill_randomly(context, adapters_.back().flat(), static_cast<uint64_t>(100 + i));
-    }
-  }
-  const Transformer& transformer() const { return transformer_; }
-  std::vector<const Adapter*> adapters() const {
-    std::vector<const Adapter*> all;
-    for (const Adapter& adapter : adapters_) all.push_back(&adapter);
-    return all;
-  }
-
- private:
-  ModelConfig config_;
-  std::unique_ptr<Communicator> alone_;
-  Shard shard_;
-  Parameters weights_;
-  Transformer transformer_;
-  std::vector<Adapter> adapters_;
-};
-
 void add_method_row(SamplingRows& rows, int64_t slot, int64_t position) {
   rows.slots.push_back(static_cast<int32_t>(slot));
   rows.temperature.push_back(0.7F);

@@ -55,12 +55,51 @@ double product_seconds(const Context& context, const Product& product, const Ben
          static_cast<double>(copies);
 }
 
+// The products of a layer one after the other, as in a step, for a few layers with weights of their own.
+double layer_seconds(const Context& context, const std::vector<Product>& products,
+                     const BenchChoice& choice) {
+  constexpr int64_t layers = 4;
+  int64_t bytes = 0;
+  for (const Product& product : products) {
+    bytes += layers * Arena::bytes_for(context.storage, {product.n, product.k}) +
+             Arena::bytes_for(context.storage, {choice.batch, product.k}) +
+             Arena::bytes_for(DType::f32, {choice.batch, product.n});
+  }
+  Arena arena(context.device, bytes, "bench");
+  std::vector<Gemm> gemms;
+  for (const Product& product : products) {
+    gemms.push_back({.a = arena.take(context.storage, {choice.batch, product.k}),
+                     .b = {},
+                     .out = arena.take(product.out, {choice.batch, product.n}),
+                     .transpose_b = true});
+    fill_randomly(context, gemms.back().a, 1);
+  }
+  const auto count = static_cast<int64_t>(products.size());
+  std::vector<Tensor> weights;
+  for (int64_t i = 0; i < layers * count; ++i) {
+    const Product& product = products[static_cast<size_t>(i % count)];
+    weights.push_back(arena.take(context.storage, {product.n, product.k}));
+    fill_randomly(context, weights.back(), static_cast<uint64_t>(2 + i));
+  }
+  const auto round = [&] {
+    for (size_t i = 0; i < weights.size(); ++i) {
+      Gemm gemm = gemms[i % gemms.size()];
+      gemm.b = weights[i];
+      run(context, gemm);
+    }
+  };
+  round();
+  const Graph graph = Graph::record(context, round);
+  return median_seconds(context, choice.repeats, [&] { graph.replay(context); }) / layers;
+}
+
 json linear(const Context& context, const ModelConfig& config, const BenchChoice& choice) {
   const Ceiling ceiling = measure_ceiling(context);
   json line = head_of_line(context, "linear", choice);
   line["batch"] = choice.batch;
   double seconds = 0.0, flops = 0.0, floor = 0.0, layer = 0.0;
-  for (const Product& product : products_of(config, context.storage)) {
+  std::vector<Product> products = products_of(config, context.storage);
+  for (const Product& product : products) {
     const double taken = product_seconds(context, product, choice);
     const double work = 2.0 * static_cast<double>(choice.batch * product.n * product.k);
     const double bytes = static_cast<double>(size_of(context.storage) * product.n * product.k);
@@ -78,6 +117,8 @@ json linear(const Context& context, const ModelConfig& config, const BenchChoice
     floor += least * static_cast<double>(product.times);
   }
   line["layer_microseconds"] = 1e6 * layer;
+  std::erase_if(products, [](const Product& product) { return product.times == 1; });
+  line["layer_in_sequence_microseconds"] = 1e6 * layer_seconds(context, products, choice);
   line["gflops"] = 1e-9 * flops / seconds;
   line["tokens_per_second"] = static_cast<double>(choice.batch) / seconds;
   line["ceiling"] = ceiling.to_json();
@@ -86,12 +127,13 @@ json linear(const Context& context, const ModelConfig& config, const BenchChoice
 }
 
 // Causal attention of one packed sequence, as in training; operations are counted for the causal half.
-json packed_forward(const Context& context, const ModelConfig& config, const BenchChoice& choice,
-                    const Ceiling& ceiling) {
+json packed(const Context& context, const ModelConfig& config, const BenchChoice& choice,
+            const Ceiling& ceiling) {
   const int64_t rows = choice.context;
+  const int64_t width = config.heads * config.head_dim;
   Arena arena(context.device,
-              Arena::bytes_for(context.storage, {rows, config.qkv_rows() + config.heads * config.head_dim}) +
-                  Arena::bytes_for(DType::f32, {rows, config.heads}) + 256,
+              2 * Arena::bytes_for(context.storage, {rows, config.qkv_rows() + width}) +
+                  Arena::bytes_for(DType::f32, {rows, config.heads}) + 512,
               "bench");
   const Tensor qkv = arena.take(context.storage, {rows, config.qkv_rows()});
   const Tensor out = arena.take(context.storage, {rows, config.heads * config.head_dim});
@@ -100,20 +142,40 @@ json packed_forward(const Context& context, const ModelConfig& config, const Ben
   const std::vector<int32_t> bounds = {0, static_cast<int32_t>(rows)};
   upload(offsets, std::span(bounds));
   fill_randomly(context, qkv, 1);
-  const double seconds = median_seconds(context, choice.repeats, [&] {
+  const float scale = 1.0F / std::sqrt(static_cast<float>(config.head_dim));
+  const double forward = median_seconds(context, choice.repeats, [&] {
     run(context, PackedAttention{.qkv = qkv,
                                  .offsets = offsets,
                                  .query_heads = config.heads,
                                  .key_heads = config.key_heads,
-                                 .scale = 1.0F / std::sqrt(static_cast<float>(config.head_dim)),
+                                 .scale = scale,
                                  .out = out,
                                  .log_sum_exp = log_sum_exp});
   });
-  const double flops =
-      2.0 * static_cast<double>(rows) * static_cast<double>(rows * config.heads * config.head_dim);
-  return {{"milliseconds", 1e3 * seconds},
-          {"tflops", 1e-12 * flops / seconds},
-          {"ratio", flops / seconds / ceiling.flops_per_second}};
+  const double flops = 2.0 * static_cast<double>(rows) * static_cast<double>(rows * width);
+  const auto report = [&](double seconds, double work) -> json {
+    return {{"milliseconds", 1e3 * seconds},
+            {"tflops", 1e-12 * work / seconds},
+            {"ratio", work / seconds / ceiling.flops_per_second}};
+  };
+  json line = {{"packed_forward", report(forward, flops)}};
+  if (!choice.backward) return line;
+  const Tensor grad_out = arena.take(context.storage, {rows, width});
+  const Tensor grad_qkv = arena.take(context.storage, {rows, config.qkv_rows()});
+  fill_randomly(context, grad_out, 2);
+  const double backward = median_seconds(context, choice.repeats, [&] {
+    run(context, PackedAttentionBackward{.qkv = qkv,
+                                         .offsets = offsets,
+                                         .query_heads = config.heads,
+                                         .key_heads = config.key_heads,
+                                         .scale = scale,
+                                         .out = out,
+                                         .log_sum_exp = log_sum_exp,
+                                         .grad_out = grad_out,
+                                         .grad_qkv = grad_qkv});
+  });
+  line["packed_backward"] = report(backward, 2.5 * flops);  // five products, where forward has two
+  return line;
 }
 
 // One decoding row a sequence over pages, as in rollouts. Several layers' pages, so that no cache holds them.
@@ -197,7 +259,7 @@ json attention(const Context& context, const ModelConfig& config, const BenchCho
   json line = head_of_line(context, "attention", choice);
   line["batch"] = choice.batch;
   line["context"] = choice.context;
-  line["packed_forward"] = packed_forward(context, config, choice, ceiling);
+  line.update(packed(context, config, choice, ceiling));
   line["paged_decode"] = paged_decode(context, config, choice, ceiling);
   line["ceiling"] = ceiling.to_json();
   return line;
@@ -281,6 +343,7 @@ int bench_attention_command(const Arguments& arguments) {
       [](CommandLine& line, BenchChoice& choice) {
         batch_option(line, choice);
         line.add("context", choice.context, "tokens of every sequence", at_least(1));
+        line.add("backward", choice.backward, "the gradient of packed attention too");
         add_engine_options(line, choice.engine);
       },
       attention);

@@ -46,6 +46,7 @@ constexpr Command commands[] = {
     {"bench decode", "a step of decoding", "--shape smollm2-135m --batch 32 --context 512",
      bench_decode_command},
     {"bench prefill", "reading a prompt", "--shape smollm2-135m --context 2048", bench_prefill_command},
+    {"bench train", "steps of training", "--shape smollm2-135m --context 512", bench_train_command},
     {"bench rollout", "the engine under the load of a stage",
      "--shape smollm2-135m --input-tokens 100 --output-tokens 400 --count 64", bench_rollout_command},
 };

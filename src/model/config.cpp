@@ -263,6 +263,21 @@ ModelConfig config_of_shape(std::string_view name) {
     config.rope_scaling.kind = RopeScaling::Kind::llama3;
     config.rope_scaling.factor = 8.0;
     config.rope_scaling.original_positions = 8192.0;
+  } else if (name == "qwen2-1.5b") {
+    config = {.architecture = Architecture::qwen2,
+              .vocabulary = 151936,
+              .hidden = 1536,
+              .ffn = 8960,
+              .layers = 28,
+              .heads = 12,
+              .key_heads = 2,
+              .head_dim = 128,
+              .max_positions = 32768,
+              .rms_epsilon = 1e-6F,
+              .rope_theta = 1e6,
+              .rope_scaling = {},
+              .tied = true,
+              .qkv_bias = true};
   } else if (name == "smollm2-135m") {
     config = {.architecture = Architecture::llama,
               .vocabulary = 49152,
@@ -280,7 +295,7 @@ ModelConfig config_of_shape(std::string_view name) {
               .qkv_bias = false};
   } else {
     throw InputError(fmt::format("shape '{}' is unknown", name), "--shape",
-                     "use qwen2-7b, llama3.1-8b or smollm2-135m");
+                     "use qwen2-7b, llama3.1-8b, qwen2-1.5b or smollm2-135m");
   }
   return config;
 }

@@ -53,8 +53,8 @@ struct ModelConfig {
 ModelConfig config_from_huggingface(const std::string& folder);
 ModelConfig config_from_gguf(const GgufFile& file);
 
-// Shapes for measurements with random weights: "qwen2-7b", "llama3.1-8b", "smollm2-135m"; InputError names
-// them.
+// Shapes for measurements with random weights: "qwen2-7b", "llama3.1-8b", "qwen2-1.5b", "smollm2-135m";
+// InputError names them.
 ModelConfig config_of_shape(std::string_view name);
 
 // As config.json of the architecture, for export.
