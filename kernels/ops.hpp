@@ -21,17 +21,18 @@
 
 namespace sl {
 
-// out = alpha * op(a) x op(b) + beta * out (+ bias to every row). op(a) is (m, k), op(b) is (k, n), out is
-// (m, n); op transposes when the flag is set. A linear layer with weight w stored (n, k) is {a = x, b = w,
-// transpose_b}. Any of the three may be a column range of a wider matrix. `out` is of the storage dtype or
-// f32.
+// out = alpha * op(a) x op(b) + beta * addend (+ bias to every row), the addend being out itself where none
+// is given. op(a) is (m, k), op(b) is (k, n), out is (m, n); op transposes when the flag is set. A linear
+// layer with weight w stored (n, k) is {a = x, b = w, transpose_b}. Any of the three may be a column range of
+// a wider matrix. `out` is of the storage dtype or f32.
 struct Gemm {
   Tensor a, b, out;
   bool transpose_a = false;
   bool transpose_b = false;
   float alpha = 1.0F;
   float beta = 0.0F;
-  Tensor bias{};  // (n) or undefined
+  Tensor bias{};    // (n) or undefined
+  Tensor addend{};  // (m, n) of out's dtype and row stride, or undefined
 };
 
 // What low-rank adapters (Hu et al. 2021) add to the output of a linear layer: y = W x + scale * B (A x). The
@@ -171,9 +172,10 @@ struct PackedAttentionBackward {
 
 // out = silu(gate) * up, where a row of gate_up holds F gates, then F ups. silu(x) = x / (1 + exp(-x)).
 struct SwiGlu {
-  Tensor gate_up;      // T, 2F; undefined after, with adapters
+  Tensor gate_up;      // T, 2F; with adapters undefined after
   Tensor out;          // T, F
   LowRank adapters{};  // of gate and up: added first
+  bool keep = false;   // gate_up has the adapters' part in it after
 };
 
 struct SwiGluBackward {
@@ -226,12 +228,13 @@ struct CrossEntropyStats {
   Tensor row_max, row_sum, target_logit;  // R, f32
 };
 
-// In place: logits(i, j) = weights(i) * (exp(logits(i, j) - log_sum_exp(i)) - [j + first_row == targets(i)]).
+// out(i, j) = weights(i) * (exp(logits(i, j) - log_sum_exp(i)) - [j + first_row == targets(i)]).
 struct CrossEntropyGradient {
-  Tensor logits;   // R, V
+  Tensor logits;   // R, V, f32
   Tensor targets;  // R
   int64_t first_row = 0;
-  Tensor log_sum_exp, weights;  // R
+  Tensor log_sum_exp, weights;  // R, f32
+  Tensor out;                   // R, V; may be logits itself
 };
 
 // Where tokens(t) is negative: tokens(t) = drawn(-1 - tokens(t)), the token that a row of the step before

@@ -56,11 +56,13 @@ void launch<Device::cpu>(const Context& context, const Gemm& op) {
                                  {{"a", op.a, op.transpose_a ? "KM" : "MK"},
                                   {"b", op.b, op.transpose_b ? "NK" : "KN"},
                                   {"out", op.out, "MN"},
-                                  {"bias", op.bias, "N", DType::f32, true}});
+                                  {"bias", op.bias, "N", DType::f32, true},
+                                  {"addend", op.addend, "MN", DType::f32, true}});
   const int64_t m = dims['M'], n = dims['N'], k = dims['K'];
   if (m == 0 || n == 0) return;
   const Rows out = rows_of(op.out);
   const float* bias = op.bias.defined() ? op.bias.data<float>() : nullptr;
+  if (op.addend.defined()) launch<Device::cpu>(context, Copy{op.addend, op.out});
   const bool linear = op.transpose_b && !op.transpose_a;
   // With few rows sgemm spends its time packing b.
   const bool fixed_order = linear && (context.deterministic || m <= 16);

@@ -1,4 +1,6 @@
 // Cross-entropy over a slice of the vocabulary: what its rank contributes to the loss, and the gradient.
+#include <algorithm>
+
 #include "kernels/cpu/fast_exp.hpp"
 #include "kernels/cpu/rows.hpp"
 #include "kernels/ops.hpp"
@@ -35,14 +37,16 @@ void launch<Device::cpu>(const Context& context, const CrossEntropyGradient& op)
                                  {{"logits", op.logits, "RV"},
                                   {"targets", op.targets, "R", DType::i32},
                                   {"log_sum_exp", op.log_sum_exp, "R"},
-                                  {"weights", op.weights, "R"}});
+                                  {"weights", op.weights, "R"},
+                                  {"out", op.out, "RV"}});
   const int64_t vocabulary = dims['V'];
-  const Rows logits = rows_of(op.logits);
+  const Rows logits = rows_of(op.logits), out = rows_of(op.out);
   const int32_t* targets = op.targets.data<int32_t>();
   const float *log_sum_exp = op.log_sum_exp.data<float>(), *weights = op.weights.data<float>();
 #pragma omp parallel for if (op.logits.size() > parallel_floats)
   for (int64_t i = 0; i < dims['R']; ++i) {
-    float* row = logits[i];
+    float* row = out[i];
+    if (row != logits[i]) std::copy_n(logits[i], vocabulary, row);
     exp_in_place(row, vocabulary, log_sum_exp[i]);
     for (int64_t j = 0; j < vocabulary; ++j) row[j] *= weights[i];
     const int64_t target = targets[i] - op.first_row;

@@ -53,20 +53,29 @@ void launch<Device::cuda>(const Context& context, const Gemm& op) {
                                  {{"a", op.a, op.transpose_a ? "KM" : "MK", op.a.dtype()},
                                   {"b", op.b, op.transpose_b ? "NK" : "KN", op.a.dtype()},
                                   {"out", op.out, "MN", op.out.dtype()},
-                                  {"bias", op.bias, "N", op.a.dtype(), true}});
+                                  {"bias", op.bias, "N", op.a.dtype(), true},
+                                  {"addend", op.addend, "MN", op.out.dtype(), true}});
+  require(!op.addend.defined() || op.addend.row_stride() == op.out.row_stride() || op.addend.rows() <= 1,
+          "Gemm: addend and out have different row strides");
   const int64_t m = dims['M'], n = dims['N'], k = dims['K'];
   if (m == 0 || n == 0) return;
-  if (k == 0) return scale_and_bias(context, op);
+  const bool fixed_order = context.deterministic && op.transpose_b && !op.transpose_a;
+  Gemm product = op;
+  // Only cuBLASLt takes an addend as it is.
+  if (op.addend.defined() && (fixed_order || k == 0 || op.bias.defined() || m <= most_few_rows)) {
+    launch<Device::cuda>(context, Copy{op.addend, op.out});
+    product.addend = {};
+  }
+  if (k == 0) return scale_and_bias(context, product);
 
-  if (context.deterministic && op.transpose_b && !op.transpose_a) {
-    if (few_rows_supported(context, op)) return run_few_rows(context, op, op.out.raw());
-    return run_in_fixed_order(context, op);
+  if (fixed_order) {
+    if (few_rows_supported(context, product)) return run_few_rows(context, product, product.out.raw());
+    return run_in_fixed_order(context, product);
   }
 
-  Gemm product = op;
   // cuBLASLt adds only a bias of the output's dtype; another one goes in first (out is then f32: exact).
   if (op.bias.defined() && op.bias.dtype() != op.out.dtype()) {
-    scale_and_bias(context, op);
+    scale_and_bias(context, product);
     product.bias = {};
     product.beta = 1.0F;
   }

@@ -88,8 +88,9 @@ bool LibraryProduct::supports(const cublasLtMatmulAlgo_t& algorithm) const {
 
 cublasStatus_t LibraryProduct::run(const cublasLtMatmulAlgo_t& algorithm, void* out) const {
   return cublasLtMatmul(context_.cuda->blas, &product_, &op_.alpha, op_.b.raw(), &first_, op_.a.raw(),
-                        &second_, &op_.beta, op_.out.raw(), &result_, out, &result_, &algorithm,
-                        context_.cuda->blas_workspace.data(), workspace_bytes_, context_.cuda->stream);
+                        &second_, &op_.beta, op_.addend.defined() ? op_.addend.raw() : op_.out.raw(),
+                        &result_, out, &result_, &algorithm, context_.cuda->blas_workspace.data(),
+                        workspace_bytes_, context_.cuda->stream);
 }
 
 }  // namespace sl

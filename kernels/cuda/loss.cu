@@ -85,8 +85,10 @@ __global__ void __launch_bounds__(stats_threads)
 
 template <typename T>
 struct SoftmaxMinusTarget {
-  T* logits;
+  const float* logits;
   int64_t stride;
+  T* out;
+  int64_t out_stride;
   const int32_t* targets;
   int64_t first_row;
   const float *log_sum_exp, *weights;
@@ -100,7 +102,7 @@ struct SoftmaxMinusTarget {
 #pragma unroll
     for (int i = 0; i < N; ++i)
       x[i] = weight * (__expf(x[i] - normaliser) - (column + i == target ? 1.0F : 0.0F));
-    store(logits + row * stride + column, x);
+    store(out + row * out_stride + column, x);
   }
 };
 
@@ -123,17 +125,19 @@ void launch<Device::cuda>(const Context& context, const CrossEntropyStats& op) {
 template <>
 void launch<Device::cuda>(const Context& context, const CrossEntropyGradient& op) {
   const Dims dims = match_shapes("CrossEntropyGradient", context.device,
-                                 {{"logits", op.logits, "RV", op.logits.dtype()},
+                                 {{"logits", op.logits, "RV"},
                                   {"targets", op.targets, "R", DType::i32},
                                   {"log_sum_exp", op.log_sum_exp, "R"},
-                                  {"weights", op.weights, "R"}});
-  with_element_type(op.logits.dtype(), [&](auto element) {
+                                  {"weights", op.weights, "R"},
+                                  {"out", op.out, "RV", op.out.dtype()}});
+  with_element_type(op.out.dtype(), [&](auto element) {
     using T = decltype(element);
     constexpr int n = elements_at_once<T>;
     for_each_element<n>(
-        context, {dims['R'], dims['V']}, rows_aligned(n, {&op.logits}),
-        SoftmaxMinusTarget<T>{pointer<T>(op.logits), op.logits.row_stride(), op.targets.data<int32_t>(),
-                              op.first_row, op.log_sum_exp.data<float>(), op.weights.data<float>()});
+        context, {dims['R'], dims['V']}, rows_aligned(n, {&op.logits, &op.out}),
+        SoftmaxMinusTarget<T>{op.logits.data<float>(), op.logits.row_stride(), pointer<T>(op.out),
+                              op.out.row_stride(), op.targets.data<int32_t>(), op.first_row,
+                              op.log_sum_exp.data<float>(), op.weights.data<float>()});
   });
 }
 

@@ -25,18 +25,28 @@ __device__ inline float sigmoid(float x) {
   }
 }
 
+template <typename T>
+__device__ inline float activated(float x) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    return gate_of(x);
+  } else {
+    return x * sigmoid<T>(x);
+  }
+}
+
 template <typename T, typename Adapters>
 struct GatedActivation {
-  const T* gate_up;
+  T* gate_up;
   int64_t gate_up_stride;
   int64_t width;
   T* out;
   int64_t out_stride;
   Adapters adapters;
+  bool keep;
 
   template <int N>
   __device__ void at(int64_t row, int64_t column) const {
-    const T* gate = gate_up + row * gate_up_stride + column;
+    T* gate = gate_up + row * gate_up_stride + column;
     float g[N], u[N];
     load(g, gate);
     load(u, gate + width);
@@ -46,9 +56,18 @@ struct GatedActivation {
         add_low_rank(g, row, 0, r, column);
         add_low_rank(u, row, 1, r, width + column);
       }
+      if (keep) {
+        store(gate, g);
+        store(gate + width, u);
+#pragma unroll
+        for (int i = 0; i < N; ++i) {  // the activation of what is kept
+          g[i] = to_float(from_float<T>(g[i]));
+          u[i] = to_float(from_float<T>(u[i]));
+        }
+      }
     }
 #pragma unroll
-    for (int i = 0; i < N; ++i) u[i] *= g[i] * sigmoid<T>(g[i]);
+    for (int i = 0; i < N; ++i) u[i] *= activated<T>(g[i]);
     store(out + row * out_stride + column, u);
   }
 
@@ -100,7 +119,8 @@ void launch_tiles(const Context& context, const SwiGlu& op, const LowRankLayer<b
                            .width = static_cast<int>(op.out.columns()),
                            .out = pointer<bf16>(op.out),
                            .out_stride = op.out.row_stride(),
-                           .layer = layer};
+                           .layer = layer,
+                           .keep = op.keep};
   // A block takes several tiles of rows where there are enough blocks anyway: it reads b once for them.
   const int64_t tiles = ceil_div(work.row_count, GatedTiles::rows);
   const int64_t across = ceil_div(work.width, GatedTiles::columns * GatedTiles::warps);
@@ -126,9 +146,10 @@ void launch<Device::cuda>(const Context& context, const SwiGlu& op) {
         width % n == 0 && rows_aligned(n, {&op.gate_up, &op.out}) && rows_aligned(8, op.adapters);
     const auto launch_elements = [&](const auto& adapters) {
       using Adapters = std::decay_t<decltype(adapters)>;
-      for_each_element<n>(context, {dims['T'], width}, aligned,
-                          GatedActivation<T, Adapters>{pointer<T>(op.gate_up), op.gate_up.row_stride(), width,
-                                                       pointer<T>(op.out), op.out.row_stride(), adapters});
+      for_each_element<n>(
+          context, {dims['T'], width}, aligned,
+          GatedActivation<T, Adapters>{pointer<T>(op.gate_up), op.gate_up.row_stride(), width,
+                                       pointer<T>(op.out), op.out.row_stride(), adapters, op.keep});
     };
     if (!op.adapters.defined()) return launch_elements(NoAdapters{});
     const auto layer = layer_of<T>("SwiGlu", context, op.adapters, storage, dims['T'], 2 * width, 2);

@@ -15,13 +15,14 @@ struct GatedTiles {
   static constexpr int rows = 16, columns = 32;  // of a warp
   static constexpr int warps = 8, threads = 32 * warps;
 
-  const bf16* gate_up;
+  bf16* gate_up;
   int64_t gate_up_stride;
   int64_t row_count;
   int width;
   bf16* out;
   int64_t out_stride;
   LowRankLayer<bf16> layer;
+  bool keep;  // the adapted gates and ups go back to gate_up
 };
 
 __device__ inline float gate_of(float x) { return __fdividef(x, 1.0F + __expf(-x)); }
@@ -134,10 +135,22 @@ __global__ void __launch_bounds__(GatedTiles::threads, 2)
       for (int e = 0; e < 2; ++e) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const float gate = gates[i][4 * e + j] + gate_sums[j][2 * i + e];
-          ups[i][4 * e + j] = (ups[i][4 * e + j] + up_sums[j][2 * i + e]) * gate_of(gate);
+          gates[i][4 * e + j] += gate_sums[j][2 * i + e];
+          ups[i][4 * e + j] += up_sums[j][2 * i + e];
         }
       }
+      if (work.keep) {
+        bf16* to = work.gate_up + rows.row[i] * work.gate_up_stride + column;
+        store(to, gates[i]);
+        store(to + work.width, ups[i]);
+#pragma unroll
+        for (int k = 0; k < 8; ++k) {  // the activation of what is kept
+          gates[i][k] = to_float(from_float<bf16>(gates[i][k]));
+          ups[i][k] = to_float(from_float<bf16>(ups[i][k]));
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < 8; ++k) ups[i][k] *= gate_of(gates[i][k]);
       store(work.out + rows.row[i] * work.out_stride + column, ups[i]);
     }
     tile += gridDim.y;

@@ -100,25 +100,41 @@ std::string_view module_name(Projection projection) {
 Adapter::Adapter(const ModelConfig& config, const Shard& shard, LoraShape shape, Placement place,
                  const std::string& name)
     : shape_(shape), layers_(static_cast<size_t>(config.layers)) {
+  constexpr std::array groups = {qkv_group, output_group, gate_up_group, down_group};
+  const auto a_shape = [&](ProjectionGroup group) -> std::array<int64_t, 2> {
+    return {static_cast<int64_t>(group.size()) * shape.rank,
+            dimensions_of(config, shard, group.front()).in.size()};
+  };
+  const auto b_shape = [&](Projection projection) -> std::array<int64_t, 2> {
+    return {dimensions_of(config, shard, projection).out.size(), shape.rank};
+  };
   int64_t bytes = 0;
-  for (Projection projection : all_projections) {
-    const Dimensions d = dimensions_of(config, shard, projection);
-    bytes += Arena::bytes_for(place.dtype, {shape.rank, d.in.size()}) +
-             Arena::bytes_for(place.dtype, {d.out.size(), shape.rank});
+  for (const ProjectionGroup group : groups) {
+    bytes += Arena::bytes_for(place.dtype, {a_shape(group)[0], a_shape(group)[1]});
+    for (const Projection projection : group)
+      bytes += Arena::bytes_for(place.dtype, {b_shape(projection)[0], b_shape(projection)[1]});
   }
   buffer_ = Buffer(place.device, bytes * config.layers, name);
   char* next = static_cast<char*>(buffer_.data());
-  const auto next_tensor = [&](std::initializer_list<int64_t> tensor_shape) {
-    Tensor tensor(next, place.dtype, place.device, tensor_shape);
-    next += Arena::bytes_for(place.dtype, tensor_shape);
+  const auto next_tensor = [&](const std::array<int64_t, 2>& size) {
+    Tensor tensor(next, place.dtype, place.device, {size[0], size[1]});
+    next += Arena::bytes_for(place.dtype, {size[0], size[1]});
     return tensor;
   };
   for (int64_t layer = 0; layer < config.layers; ++layer) {
-    for (Projection projection : all_projections) {
+    std::array<LoraPair, 7>& pairs = layers_[static_cast<size_t>(layer)];
+    for (const ProjectionGroup group : groups) {
+      const Tensor stacked = next_tensor(a_shape(group));
+      for (size_t i = 0; i < group.size(); ++i) {
+        const auto begin = static_cast<int64_t>(i) * shape.rank;
+        LoraPair& pair = pairs[static_cast<size_t>(group[i])];
+        pair.a = stacked.rows(begin, begin + shape.rank);
+        pair.b = next_tensor(b_shape(group[i]));
+      }
+    }
+    for (const Projection projection : all_projections) {
       const Dimensions d = dimensions_of(config, shard, projection);
-      LoraPair& pair = layers_[static_cast<size_t>(layer)][static_cast<size_t>(projection)];
-      pair.a = next_tensor({shape.rank, d.in.size()});
-      pair.b = next_tensor({d.out.size(), shape.rank});
+      const LoraPair& pair = pairs[static_cast<size_t>(projection)];
       const std::string module =
           fmt::format("base_model.model.model.layers.{}.{}", layer, module_name(projection));
       tensors_.push_back({module + ".lora_A.weight",
@@ -135,6 +151,14 @@ Adapter::Adapter(const ModelConfig& config, const Shard& shard, LoraShape shape,
                           pair.b});
     }
   }
+}
+
+Tensor Adapter::stacked_a(int64_t layer, ProjectionGroup group) const {
+  const Tensor first = pair(layer, group.front()).a;
+  return {first.raw(),
+          first.dtype(),
+          first.device(),
+          {static_cast<int64_t>(group.size()) * first.rows(), first.columns()}};
 }
 
 const LoraPair& Adapter::pair(int64_t layer, Projection projection) const {

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -15,6 +16,13 @@ enum class Projection : uint8_t { q, k, v, o, gate, up, down };
 constexpr std::array<Projection, 7> all_projections = {Projection::q,   Projection::k,    Projection::v,
                                                        Projection::o,   Projection::gate, Projection::up,
                                                        Projection::down};
+// Projections of the same input, whose A stand behind each other.
+using ProjectionGroup = std::span<const Projection>;
+constexpr ProjectionGroup qkv_group{all_projections.data(), 3};
+constexpr ProjectionGroup output_group{all_projections.data() + 3, 1};
+constexpr ProjectionGroup gate_up_group{all_projections.data() + 4, 2};
+constexpr ProjectionGroup down_group{all_projections.data() + 6, 1};
+
 std::string_view module_name(Projection projection);  // "self_attn.q_proj", ...
 
 struct LoraShape {
@@ -37,6 +45,8 @@ class Adapter {
 
   const LoraShape& shape() const { return shape_; }
   const LoraPair& pair(int64_t layer, Projection projection) const;
+  // A of a group's projections as one matrix: (projections * r, n_in here).
+  Tensor stacked_a(int64_t layer, ProjectionGroup group) const;
   // A and B of every pair in a fixed order; names as PEFT saves them.
   const std::vector<ShardedTensor>& tensors() const { return tensors_; }
   // All of this rank's numbers as one vector (padding included, always zero).

@@ -34,10 +34,14 @@ void TrainingPass::backward_ffn(int64_t layer, const Adapter* adapter, const Tra
 
   // down
   const Tensor product = take(rows_, ffn_);
-  run(context, SwiGlu{.gate_up = kept.gate_up, .out = product});
+  activate(layer, product);
   const Tensor grad_product = take(rows_, ffn_);
   linear_input_gradient(context, grad_out, weights.down, grad_product);
-  backward_lora(adapter, gradients, layer, Projection::down, product, grad_out, grad_product);
+  if (adapter != nullptr) {
+    const Tensor low = take(rows_, adapter->shape().rank);
+    linear(context, product, adapter->stacked_a(layer, down_group), low);
+    backward_lora(adapter, gradients, layer, down_group, product, low, grad_out, grad_product);
+  }
   if (full != nullptr) linear_weight_gradient(context, grad_out, product, full->down);
 
   // gate and up; their gradient takes their place
@@ -47,8 +51,7 @@ void TrainingPass::backward_ffn(int64_t layer, const Adapter* adapter, const Tra
   const Tensor x = normalised(kept.middle, weights.ffn_norm);
   const Tensor grad_x = take(rows_, model_.config->hidden);
   linear_input_gradient(context, grad_gate_up, weights.gate_up, grad_x);
-  backward_lora(adapter, gradients, layer, Projection::gate, x, grad_gate_up.columns(0, ffn_), grad_x);
-  backward_lora(adapter, gradients, layer, Projection::up, x, grad_gate_up.columns(ffn_, 2 * ffn_), grad_x);
+  backward_lora(adapter, gradients, layer, gate_up_group, x, kept.low_gate_up, grad_gate_up, grad_x);
   if (full != nullptr) linear_weight_gradient(context, grad_gate_up, x, full->gate_up);
   reduce(grad_x);
 
@@ -68,14 +71,14 @@ void TrainingPass::backward_attention(int64_t layer, const Adapter* adapter, con
   const LayerWeights* full =
       gradients.parameters != nullptr ? &gradients.parameters->layers[static_cast<size_t>(layer)] : nullptr;
   const int64_t qkv_width = query_width_ + 2 * key_width_;
-  const int64_t keys_end = query_width_ + key_width_;
   const int64_t mark = arena_.mark();
   const Tensor grad_out = stored(gradient_);
 
   // output projection
   const Tensor grad_attention = take(rows_, query_width_);
   linear_input_gradient(context, grad_out, weights.output, grad_attention);
-  backward_lora(adapter, gradients, layer, Projection::o, kept.attention, grad_out, grad_attention);
+  backward_lora(adapter, gradients, layer, output_group, kept.attention, kept.low_output, grad_out,
+                grad_attention);
   if (full != nullptr) linear_weight_gradient(context, grad_out, kept.attention, full->output);
 
   // attention and rotation
@@ -95,12 +98,7 @@ void TrainingPass::backward_attention(int64_t layer, const Adapter* adapter, con
   const Tensor x = normalised(residual(layer), weights.attention_norm);
   const Tensor grad_x = take(rows_, model_.config->hidden);
   linear_input_gradient(context, grad_qkv, weights.qkv, grad_x);
-  const Tensor grad_q = grad_qkv.columns(0, query_width_);
-  const Tensor grad_k = grad_qkv.columns(query_width_, keys_end);
-  const Tensor grad_v = grad_qkv.columns(keys_end, qkv_width);
-  backward_lora(adapter, gradients, layer, Projection::q, x, grad_q, grad_x);
-  backward_lora(adapter, gradients, layer, Projection::k, x, grad_k, grad_x);
-  backward_lora(adapter, gradients, layer, Projection::v, x, grad_v, grad_x);
+  backward_lora(adapter, gradients, layer, qkv_group, x, kept.low_qkv, grad_qkv, grad_x);
   if (full != nullptr) {
     linear_weight_gradient(context, grad_qkv, x, full->qkv);
     if (full->qkv_bias.defined()) {
@@ -123,23 +121,29 @@ void TrainingPass::backward_attention(int64_t layer, const Adapter* adapter, con
   arena_.release(mark);
 }
 
-// Of out += scale * (x A^T) B^T: adds to the gradients of A, B and x.
+// Of out += scale * low B^T with low = x A^T, for each projection of the group in its columns of out: adds to
+// the gradients of A, B and x.
 void TrainingPass::backward_lora(const Adapter* adapter, const Trainable& gradients, int64_t layer,
-                                 Projection projection, const Tensor& x, const Tensor& grad_out,
-                                 const Tensor& grad_x) {
+                                 ProjectionGroup group, const Tensor& x, const Tensor& low,
+                                 const Tensor& grad_out, const Tensor& grad_x) {
   if (adapter == nullptr) return;
   const Context& context = model_.context;
-  const LoraPair& pair = adapter->pair(layer, projection);
-  const LoraPair& grad = gradients.adapter->pair(layer, projection);
+  const int64_t rank = adapter->shape().rank;
   const float scale = adapter->shape().scale();
   const int64_t mark = arena_.mark();
-  const Tensor low = take(rows_, adapter->shape().rank);
-  linear(context, x, pair.a, low);
-  linear_weight_gradient(context, grad_out, low, grad.b, scale);
-  const Tensor grad_low = take(rows_, adapter->shape().rank);
-  linear_input_gradient(context, grad_out, pair.b, grad_low, scale);
-  linear_weight_gradient(context, grad_low, x, grad.a);
-  linear_input_gradient(context, grad_low, pair.a, grad_x, 1.0F, 1.0F);
+  const Tensor grad_low = take(rows_, low.columns());
+  int64_t begin = 0, low_begin = 0;
+  for (const Projection projection : group) {
+    const Tensor b = adapter->pair(layer, projection).b;
+    const Tensor grad = grad_out.columns(begin, begin + b.rows());
+    linear_weight_gradient(context, grad, low.columns(low_begin, low_begin + rank),
+                           gradients.adapter->pair(layer, projection).b, scale);
+    linear_input_gradient(context, grad, b, grad_low.columns(low_begin, low_begin + rank), scale);
+    low_begin += rank;
+    begin += b.rows();
+  }
+  linear_weight_gradient(context, grad_low, x, gradients.adapter->stacked_a(layer, group));
+  linear_input_gradient(context, grad_low, adapter->stacked_a(layer, group), grad_x, 1.0F, 1.0F);
   arena_.release(mark);
 }
 

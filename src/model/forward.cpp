@@ -33,13 +33,10 @@ void TrainingPass::forward_attention(int64_t layer, const Adapter* adapter) {
   const Context& context = model_.context;
   const LayerWeights& weights = weights_of(layer);
   const LayerActivations& kept = activations_of(layer);
-  const int64_t keys_end = query_width_ + key_width_;
   const int64_t mark = arena_.mark();
   const Tensor x = normalised(residual(layer), weights.attention_norm);
   linear(context, x, weights.qkv, kept.qkv, weights.qkv_bias);
-  add_lora(adapter, layer, Projection::q, x, kept.qkv.columns(0, query_width_));
-  add_lora(adapter, layer, Projection::k, x, kept.qkv.columns(query_width_, keys_end));
-  add_lora(adapter, layer, Projection::v, x, kept.qkv.columns(keys_end, keys_end + key_width_));
+  add_lora(adapter, layer, qkv_group, x, kept.low_qkv, kept.qkv);
   rotate(kept.qkv, /*inverse=*/false);
   run(context, PackedAttention{.qkv = kept.qkv,
                                .offsets = offsets_,
@@ -49,21 +46,24 @@ void TrainingPass::forward_attention(int64_t layer, const Adapter* adapter) {
                                .out = kept.attention,
                                .log_sum_exp = kept.log_sum_exp});
   // The low-rank part is linear in this rank's columns, so it is summed together with the rest.
-  linear(context, kept.attention, weights.output, kept.middle);
-  add_lora(adapter, layer, Projection::o, kept.attention, kept.middle);
+  add_product(residual(layer), kept.attention, weights.output, kept.middle);
+  add_lora(adapter, layer, output_group, kept.attention, kept.low_output, kept.middle);
   reduce(kept.middle);
-  run(context, Add{.x = residual(layer), .out = kept.middle});
   arena_.release(mark);
 }
 
 void TrainingPass::forward_gate_up(int64_t layer, const Adapter* adapter) {
   const LayerWeights& weights = weights_of(layer);
-  const LayerActivations& kept = activations_of(layer);
+  LayerActivations& kept = activations_of(layer);
   const int64_t mark = arena_.mark();
   const Tensor x = normalised(kept.middle, weights.ffn_norm);
   linear(model_.context, x, weights.gate_up, kept.gate_up);
-  add_lora(adapter, layer, Projection::gate, x, kept.gate_up.columns(0, ffn_));
-  add_lora(adapter, layer, Projection::up, x, kept.gate_up.columns(ffn_, 2 * ffn_));
+  kept.adapted = packed_gate_up_.empty();
+  if (kept.adapted) {
+    add_lora(adapter, layer, gate_up_group, x, kept.low_gate_up, kept.gate_up);
+  } else {
+    linear(model_.context, x, adapter->stacked_a(layer, gate_up_group), kept.low_gate_up);
+  }
   arena_.release(mark);
 }
 
@@ -73,12 +73,29 @@ void TrainingPass::forward_down(int64_t layer, const Adapter* adapter) {
   const Tensor out = residual(layer + 1);
   const int64_t mark = arena_.mark();
   const Tensor product = take(rows_, ffn_);
-  run(model_.context, SwiGlu{.gate_up = kept.gate_up, .out = product});
-  linear(model_.context, product, weights_of(layer).down, out);
-  add_lora(adapter, layer, Projection::down, product, out);
+  activate(layer, product);
+  add_product(kept.middle, product, weights_of(layer).down, out);
+  if (adapter != nullptr)
+    add_lora(adapter, layer, down_group, product, take(rows_, adapter->shape().rank), out);
   reduce(out);
-  run(model_.context, Add{.x = kept.middle, .out = out});
   arena_.release(mark);
+}
+
+// product = silu(gate) * up, with the adapter's part in gate_up from now on.
+void TrainingPass::activate(int64_t layer, const Tensor& product) {
+  LayerActivations& kept = activations_of(layer);
+  LowRank part;
+  if (!kept.adapted)
+    part = {.low = kept.low_gate_up, .b = packed_gate_up_[static_cast<size_t>(layer)], .ranges = ranges_};
+  run(model_.context, SwiGlu{.gate_up = kept.gate_up, .out = product, .adapters = part, .keep = true});
+  kept.adapted = true;
+}
+
+// out = before + x W^T, where `before` counts once in the sum over the ranks of a replica.
+void TrainingPass::add_product(const Tensor& before, const Tensor& x, const Tensor& weight,
+                               const Tensor& out) {
+  if (model_.shard->tp_rank == 0) return linear_onto(model_.context, before, x, weight, out);
+  linear(model_.context, x, weight, out);
 }
 
 // A new tensor of the arena.
@@ -99,15 +116,20 @@ void TrainingPass::rotate(const Tensor& qkv, bool inverse) {
                            .inverse = inverse});
 }
 
-void TrainingPass::add_lora(const Adapter* adapter, int64_t layer, Projection projection, const Tensor& x,
-                            const Tensor& out) {
+// low = x A^T; to each projection's columns of out is added scale * low B^T.
+void TrainingPass::add_lora(const Adapter* adapter, int64_t layer, ProjectionGroup group, const Tensor& x,
+                            const Tensor& low, const Tensor& out) {
   if (adapter == nullptr) return;
-  const LoraPair& pair = adapter->pair(layer, projection);
-  const int64_t mark = arena_.mark();
-  const Tensor low = take(rows_, adapter->shape().rank);
-  linear(model_.context, x, pair.a, low);
-  linear(model_.context, low, pair.b, out, {}, adapter->shape().scale(), 1.0F);
-  arena_.release(mark);
+  const int64_t rank = adapter->shape().rank;
+  linear(model_.context, x, adapter->stacked_a(layer, group), low);
+  int64_t begin = 0, low_begin = 0;
+  for (const Projection projection : group) {
+    const Tensor b = adapter->pair(layer, projection).b;
+    linear(model_.context, low.columns(low_begin, low_begin + rank), b, out.columns(begin, begin + b.rows()),
+           {}, adapter->shape().scale(), 1.0F);
+    low_begin += rank;
+    begin += b.rows();
+  }
 }
 
 }  // namespace sl

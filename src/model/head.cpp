@@ -15,8 +15,10 @@ LossSums TrainingPass::head(const Trainable* gradients) {
   const ProfilerRange range("head and loss");
   const auto count = static_cast<int64_t>(host_target_tokens_.size());
   if (gradients != nullptr) run(model_.context, Fill{gradient_, 0.0F});
-  for (int64_t begin = 0; begin < count; begin += chunk_rows_) {
-    head_chunk(begin, std::min(begin + chunk_rows_, count), gradients);
+  // Chunks of one size, so that their products are of one kind.
+  const int64_t chunks = (count + chunk_rows_ - 1) / chunk_rows_;
+  for (int64_t i = 0; i < chunks; ++i) {
+    head_chunk(count * i / chunks, count * (i + 1) / chunks, gradients);
   }
   LossSums sums;
   sums.target_rows = count;
@@ -42,12 +44,14 @@ void TrainingPass::head_chunk(int64_t begin, int64_t end, const Trainable* gradi
   linear(context, normed, weights.head, logits);
   const Tensor normaliser = log_sum_exp(logits, targets, begin);
   if (gradients != nullptr) {
+    const bool in_place = context.storage == DType::f32;
+    const Tensor grad_logits = in_place ? logits : take(count, vocabulary_);
     run(context, CrossEntropyGradient{.logits = logits,
                                       .targets = targets,
                                       .first_row = first_row,
                                       .log_sum_exp = normaliser,
-                                      .weights = target_weights_.rows(begin, end)});
-    const Tensor grad_logits = stored(logits);
+                                      .weights = target_weights_.rows(begin, end),
+                                      .out = grad_logits});
     const Parameters* full = gradients->parameters;
     if (full != nullptr) linear_weight_gradient(context, grad_logits, normed, full->head);
     const Tensor grad_normed = take(count, hidden);

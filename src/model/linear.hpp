@@ -12,6 +12,12 @@ inline void linear(const Context& context, const Tensor& x, const Tensor& weight
       Gemm{.a = x, .b = weight, .out = out, .transpose_b = true, .alpha = scale, .beta = beta, .bias = bias});
 }
 
+// out = addend + x W^T
+inline void linear_onto(const Context& context, const Tensor& addend, const Tensor& x, const Tensor& weight,
+                        const Tensor& out) {
+  run(context, Gemm{.a = x, .b = weight, .out = out, .transpose_b = true, .beta = 1.0F, .addend = addend});
+}
+
 // grad_x = scale * grad_out W + beta * grad_x
 inline void linear_input_gradient(const Context& context, const Tensor& grad_out, const Tensor& weight,
                                   const Tensor& grad_x, float scale = 1.0F, float beta = 0.0F) {

@@ -73,14 +73,19 @@ int64_t TrainingPass::activation_bytes() const {
   return Arena::bytes_for(storage, {rows, query_width_ + 2 * key_width_}) +
          Arena::bytes_for(storage, {rows, query_width_}) +
          matrix_bytes(rows, model_.shard->query_heads.size()) + matrix_bytes(rows, model_.config->hidden) +
-         Arena::bytes_for(storage, {rows, 2 * ffn_});
+         Arena::bytes_for(storage, {rows, 2 * ffn_}) +
+         Arena::bytes_for(storage, {rows, 3 * shape_.lora_rank}) +
+         Arena::bytes_for(storage, {rows, shape_.lora_rank}) +
+         Arena::bytes_for(storage, {rows, 2 * shape_.lora_rank});
 }
 
 int64_t TrainingPass::fixed_bytes() const {
   const int64_t rows = shape_.max_rows;
   const int64_t residuals = shape_.gradients ? model_.config->layers + 2 : 2;  // and the gradient of one
-  return residuals * matrix_bytes(rows, model_.config->hidden) + 6 * matrix_bytes(rows + 1, 1) +
-         scratch_bytes();
+  const int64_t packed_b = model_.config->layers *
+                           Arena::bytes_for(model_.context.storage, {(shape_.lora_rank + 1) / 2, 4 * ffn_});
+  return residuals * matrix_bytes(rows, model_.config->hidden) + 8 * matrix_bytes(rows + 1, 1) +
+         (shape_.lora_rank > 0 ? packed_b : 0) + scratch_bytes();
 }
 
 int64_t TrainingPass::scratch_bytes() const {
@@ -98,7 +103,7 @@ int64_t TrainingPass::scratch_bytes() const {
                        matrix_bytes(chunk, vocabulary_) + rounded_bytes(chunk, vocabulary_) +
                        matrix_bytes(3 * (model_.shard->tp + 1), chunk) + matrix_bytes(chunk, 1);
   const int64_t common = 2 * storage_bytes(rows, hidden) + rounded_bytes(rows, hidden) +
-                         2 * storage_bytes(rows, shape_.lora_rank);
+                         storage_bytes(rows, shape_.lora_rank * 3) + storage_bytes(rows, shape_.lora_rank);
   const int64_t attention = storage_bytes(rows, query_width_) +
                             storage_bytes(rows, query_width_ + 2 * key_width_) + storage_bytes(1, rows);
   const int64_t ffn = 2 * storage_bytes(rows, ffn_);
@@ -139,6 +144,7 @@ void TrainingPass::start(const PackedBatch& batch, const Adapter* adapter) {
   log_probabilities_.assign(host_target_rows_.size(), 0.0);
 
   arena_.release(0);
+  place_adapter(adapter);
   const auto place = [&]<typename T>(const std::vector<T>& host) {
     const Tensor tensor = arena_.take(dtype_of<T>(), {static_cast<int64_t>(host.size())});
     upload(tensor, std::span(host));
@@ -158,16 +164,42 @@ void TrainingPass::start(const PackedBatch& batch, const Adapter* adapter) {
   if (shape_.gradients) gradient_ = take_f32(rows_, hidden);
   activations_.clear();
   const int64_t slots = kept_layers_ == model_.config->layers ? kept_layers_ : kept_layers_ + 1;
-  for (int64_t i = 0; i < slots; ++i) activations_.push_back(take_activations());
+  const int64_t rank = adapter != nullptr ? adapter->shape().rank : 0;
+  for (int64_t i = 0; i < slots; ++i) activations_.push_back(take_activations(rank));
   shared_holder_ = -1;
 }
 
-TrainingPass::LayerActivations TrainingPass::take_activations() {
+// B of gate and up as the activation wants it. Before the batch's arrays are placed: that waits for the
+// device, and the kernels of the activation read B without waiting for what was sent before them.
+void TrainingPass::place_adapter(const Adapter* adapter) {
+  packed_gate_up_.clear();
+  ranges_ = Tensor();
+  if (adapter == nullptr || adapter->shape().rank % 8 != 0) return;
+  const auto rank = static_cast<int32_t>(adapter->shape().rank);
+  for (int64_t layer = 0; layer < model_.config->layers; ++layer) {
+    packed_gate_up_.push_back(take(rank / 2, 4 * ffn_));
+    for (size_t i = 0; i < gate_up_group.size(); ++i) {
+      const int64_t begin = 2 * ffn_ * static_cast<int64_t>(i);
+      run(model_.context, PackLowRank{.b = adapter->pair(layer, gate_up_group[i]).b,
+                                      .scale = adapter->shape().scale(),
+                                      .out = packed_gate_up_.back().columns(begin, begin + 2 * ffn_)});
+    }
+  }
+  std::vector<int32_t> ranges(static_cast<size_t>(2 * rows_), 0);
+  for (size_t row = 0; row < ranges.size(); row += 2) ranges[row + 1] = rank;
+  ranges_ = arena_.take(DType::i32, {rows_, 2});
+  upload(ranges_, std::span<const int32_t>(ranges));
+}
+
+TrainingPass::LayerActivations TrainingPass::take_activations(int64_t rank) {
   return {.qkv = take(rows_, query_width_ + 2 * key_width_),
           .attention = take(rows_, query_width_),
           .log_sum_exp = take_f32(rows_, model_.shard->query_heads.size()),
           .middle = take_f32(rows_, model_.config->hidden),
-          .gate_up = take(rows_, 2 * ffn_)};
+          .gate_up = take(rows_, 2 * ffn_),
+          .low_qkv = take(rows_, 3 * rank),
+          .low_output = take(rows_, rank),
+          .low_gate_up = take(rows_, 2 * rank)};
 }
 
 TrainingPass::LayerActivations& TrainingPass::activations_of(int64_t layer) {

@@ -65,18 +65,21 @@ class TrainingPass {
   // What a layer's backward pass reads besides the layer's input. The normalised inputs and the SwiGLU
   // product are cheap and always computed again.
   struct LayerActivations {
-    Tensor qkv;          // T, (Q + 2K) * D, rotated
-    Tensor attention;    // T, Q * D
-    Tensor log_sum_exp;  // T, Q, f32
-    Tensor middle;       // T, H, f32: the residual between attention and feed-forward
-    Tensor gate_up;      // T, 2F; its gradient during the backward pass
+    Tensor qkv;                               // T, (Q + 2K) * D, rotated
+    Tensor attention;                         // T, Q * D
+    Tensor log_sum_exp;                       // T, Q, f32
+    Tensor middle;                            // T, H, f32: the residual between attention and feed-forward
+    Tensor gate_up;                           // T, 2F; its gradient during the backward pass
+    Tensor low_qkv, low_output, low_gate_up;  // x A^T of an adapter: T, r a projection
+    bool adapted = false;                     // gate_up has the adapter's part in it
   };
 
   int64_t activation_bytes() const;  // of one layer
   int64_t fixed_bytes() const;       // everything else
   int64_t scratch_bytes() const;     // what one half of a block, or one chunk of the head, needs for itself
   void start(const PackedBatch& batch, const Adapter* adapter);
-  LayerActivations take_activations();
+  void place_adapter(const Adapter* adapter);
+  LayerActivations take_activations(int64_t rank);
   LayerActivations& activations_of(int64_t layer);
   Tensor residual(int64_t layer) const { return residuals_[static_cast<size_t>(layer) % residuals_.size()]; }
   const LayerWeights& weights_of(int64_t layer) const;
@@ -92,9 +95,11 @@ class TrainingPass {
   void forward_attention(int64_t layer, const Adapter* adapter);
   void forward_gate_up(int64_t layer, const Adapter* adapter);
   void forward_down(int64_t layer, const Adapter* adapter);
+  void activate(int64_t layer, const Tensor& product);
+  void add_product(const Tensor& before, const Tensor& x, const Tensor& weight, const Tensor& out);
   void rotate(const Tensor& qkv, bool inverse);
-  void add_lora(const Adapter* adapter, int64_t layer, Projection projection, const Tensor& x,
-                const Tensor& out);
+  void add_lora(const Adapter* adapter, int64_t layer, ProjectionGroup group, const Tensor& x,
+                const Tensor& low, const Tensor& out);
 
   // head.cpp: the rows with a target, in chunks. Fills log_probabilities_; with gradients, gradient_ too.
   LossSums head(const Trainable* gradients);
@@ -105,8 +110,8 @@ class TrainingPass {
   void backward(const Adapter* adapter, const Trainable& gradients);
   void backward_ffn(int64_t layer, const Adapter* adapter, const Trainable& gradients);
   void backward_attention(int64_t layer, const Adapter* adapter, const Trainable& gradients);
-  void backward_lora(const Adapter* adapter, const Trainable& gradients, int64_t layer, Projection projection,
-                     const Tensor& x, const Tensor& grad_out, const Tensor& grad_x);
+  void backward_lora(const Adapter* adapter, const Trainable& gradients, int64_t layer, ProjectionGroup group,
+                     const Tensor& x, const Tensor& low, const Tensor& grad_out, const Tensor& grad_x);
 
   Transformer model_;
   TrainingShape shape_;
@@ -122,6 +127,10 @@ class TrainingPass {
   Tensor tokens_, positions_, offsets_;
   Tensor target_rows_, target_tokens_, target_weights_;  // R
   std::vector<int32_t> host_positions_, host_target_rows_, host_target_tokens_;
+  // Of an adapter whose part in gate and up the activation adds: B of each layer in LowRank's form, and the
+  // ranges of the rows. Undefined where its rank is not a multiple of 8; then products add it.
+  std::vector<Tensor> packed_gate_up_;
+  Tensor ranges_;
   std::vector<float> host_target_weights_, host_stats_, host_log_sum_exp_;
   std::vector<double> log_probabilities_;  // R
   std::vector<Tensor> residuals_;          // inputs of the layers, and the output of the last

@@ -122,10 +122,13 @@ TEST_P(GemmTest, ScalesAccumulatesAndAddsTheBiasExactlyOnIntegers) {
       const Stored bias_t(place(), {s.n}, bias);
       for (const DType result : result_types(storage())) {
         for (const bool with_bias : {false, true}) {
-          for (const float beta : {0.0F, 1.0F, -2.0F}) {
+          // Besides, once with the addend elsewhere than in out.
+          for (const auto& [beta, apart] :
+               {std::pair{0.0F, false}, {1.0F, false}, {-2.0F, false}, {3.0F, true}}) {
             const Place result_place{device(), result};
             Stored out(result_place, {s.m, s.n}, c.gap);
-            if (beta != 0.0F) out.write(before);
+            const Stored addend(result_place, {s.m, s.n}, before, c.gap);
+            if (beta != 0.0F && !apart) out.write(before);
             Context here = context();
             here.deterministic = c.deterministic;
             run(here, Gemm{.a = at,
@@ -135,7 +138,8 @@ TEST_P(GemmTest, ScalesAccumulatesAndAddsTheBiasExactlyOnIntegers) {
                            .transpose_b = c.transpose_b,
                            .alpha = 0.5F,
                            .beta = beta,
-                           .bias = with_bias ? bias_t.tensor() : Tensor()});
+                           .bias = with_bias ? bias_t.tensor() : Tensor(),
+                           .addend = apart ? addend.tensor() : Tensor()});
             std::vector<float> expected(products.size());
             for (size_t i = 0; i < expected.size(); ++i)
               expected[i] = 0.5F * static_cast<float>(products[i]) +

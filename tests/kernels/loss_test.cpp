@@ -70,7 +70,8 @@ TEST_P(LossTest, SlicesTogetherGiveTheLossAndItsGradient) {
                                         .targets = targets_t,
                                         .first_row = begin,
                                         .log_sum_exp = log_sum_exp_t,
-                                        .weights = weights_t});
+                                        .weights = weights_t,
+                                        .out = part});
     EXPECT_TRUE(part.surroundings_untouched());
     const auto values = part.read();
     for (int64_t i = 0; i < rows; ++i)
@@ -108,7 +109,7 @@ TEST_P(LossTest, MatchesTheHostOnLargeVocabularies) {
     const auto compute = [&](const Place& where, DType gradient_type) {
       const Context here = context_of(where);
       const Guarded<float> logits_t(where.device, {rows, vocabulary}, logits, gap);
-      const Stored gradient({where.device, gradient_type}, {rows, vocabulary}, logits, gap);
+      const Stored gradient({where.device, gradient_type}, {rows, vocabulary}, gap);
       const Guarded<int32_t> targets_t(where.device, {rows}, targets);
       const Guarded<float> row_max(where.device, {rows}), row_sum(where.device, {rows}),
           target_logit(where.device, {rows});
@@ -120,11 +121,12 @@ TEST_P(LossTest, MatchesTheHostOnLargeVocabularies) {
                                   .row_max = row_max,
                                   .row_sum = row_sum,
                                   .target_logit = target_logit});
-      run(here, CrossEntropyGradient{.logits = gradient,
+      run(here, CrossEntropyGradient{.logits = logits_t,
                                      .targets = targets_t,
                                      .first_row = first_row,
                                      .log_sum_exp = log_sum_exp_t,
-                                     .weights = weights_t});
+                                     .weights = weights_t,
+                                     .out = gradient});
       EXPECT_TRUE(row_max.surroundings_untouched() && row_sum.surroundings_untouched() &&
                   target_logit.surroundings_untouched() && gradient.surroundings_untouched());
       return Result{row_max.read(), row_sum.read(), target_logit.read(), gradient.read()};
