@@ -14,14 +14,28 @@
 namespace sl {
 namespace {
 
+namespace fs = std::filesystem;
+
+// The project's prompts and seeds: in the working directory, with an installed program, or in the tree that
+// the program was built in.
+std::string input_folder() {
+  std::error_code error;
+  const fs::path program = fs::read_symlink("/proc/self/exe", error).parent_path();
+  for (const fs::path& folder :
+       {fs::path("input"), program / "../share/selflengthen/input", program / "../../../input"}) {
+    if (fs::is_directory(folder / "prompts", error)) return folder.lexically_normal().string();
+  }
+  return "input";
+}
+
 struct RunChoice {
   ModelChoice model;
   EngineChoice engine;
   TrainingChoice training;
   MethodOptions method;
   std::string out;
-  std::string prompts = "input/prompts";
-  std::string seeds = "input/seeds";
+  std::string prompts = input_folder() + "/prompts";
+  std::string seeds = input_folder() + "/seeds";
 };
 
 void add_method_options(CommandLine& line, MethodOptions& method) {
@@ -108,7 +122,7 @@ void check_same_run(const RunFolder& folder, const nlohmann::json& before, const
 std::unique_ptr<RunLock> open_run(const RunFolder& folder, const nlohmann::json& options, RunChoice& choice,
                                   const ModelSource& source, const Grid& grid) {
   std::error_code error;
-  std::filesystem::create_directories(folder.path(), error);
+  fs::create_directories(folder.path(), error);
   if (error) throw SystemError("mkdir", folder.path(), error.value());
   auto lock = std::make_unique<RunLock>(folder);
   nlohmann::json run = folder.read_run();

@@ -117,6 +117,14 @@ TEST_F(Program, FullDiskIsAFailureOfOneLine) {
   EXPECT_NE(err.find("No space left"), std::string::npos) << err;
 }
 
+TEST_F(Program, FindsThePromptsFromAnyFolder) {
+  const std::string help = "'" SELFLENGTHEN_BINARY "' run --help > '" + at("help") + "'";
+  ASSERT_EQ(std::system(("cd / && " + help).c_str()), 0);
+  EXPECT_NE(read_text(at("help")).find(SELFLENGTHEN_SOURCE_DIR "/input/prompts"), std::string::npos);
+  ASSERT_EQ(std::system(("cd '" SELFLENGTHEN_SOURCE_DIR "' && " + help).c_str()), 0);
+  EXPECT_NE(read_text(at("help")).find("default: input/prompts"), std::string::npos);
+}
+
 TEST_F(Program, EvaluatesLonGen) {
   const std::string about =
       "{\"language\":\"en\",\"range\":\"2-4k\",\"type\":\"about\",\"constraint\":"
