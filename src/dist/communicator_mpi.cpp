@@ -131,6 +131,10 @@ MpiSession::MpiSession() : world_(MPI_COMM_WORLD), exceptions_before_(std::uncau
   int started = 0;
   MPI_Initialized(&started);
   require(started == 0, "a second MPI session in one process");
+  // Open MPI prefers UCX for one-sided operations wherever UCX starts, and then fails to make a window on
+  // nodes that only TCP connects (seen with 4.1.4). Its other ways work everywhere; who has a network with
+  // atomics sets the variable.
+  setenv("OMPI_MCA_osc", "^ucx", /*overwrite=*/0);
   int provided = 0;
   check_mpi(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
   if (provided < MPI_THREAD_FUNNELED) throw LibraryError("MPI", "MPI_Init_thread", "no MPI_THREAD_FUNNELED");

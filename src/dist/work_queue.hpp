@@ -11,8 +11,8 @@ namespace sl {
 
 // The counters live with rank 0. Where all ranks are on one node they are shared memory, reached without the
 // help of rank 0's process, which may compute for as long as it likes. Across nodes that holds where the
-// network does atomics by itself (InfiniBand); elsewhere an operation waits for rank 0's next MPI call.
-// Counters are used by the thread that started MPI.
+// network does atomics by itself (InfiniBand, with OMPI_MCA_osc=ucx); elsewhere an operation waits for rank
+// 0's next MPI call. Counters are used by the thread that started MPI.
 class SharedCounters {
  public:
   // Collective over the session's ranks; all counters start at 0.
