@@ -46,7 +46,7 @@ class LoadedModel {
   Transformer transformer() const {
     return {context_, &source_.config, &shard_, &parameters_, &tensor_parallel_};
   }
-  // To compute with; or f32 whatever the storage dtype, to train or to merge.
+  // To compute with; or f32 whatever the storage dtype, to train.
   Adapter adapter_from(const std::string& folder) const {
     return load_adapter(folder, source_.config, shard_, context_.storage_place());
   }
