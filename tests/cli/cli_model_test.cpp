@@ -1,7 +1,10 @@
 // generate and score over small real models, against Transformers' figures, on one rank and on several.
 #include <cmath>
 
+#include "kernels/device.hpp"
 #include "tests/cli/program.hpp"
+#include "tests/model/reference.hpp"
+#include "tests/support.hpp"
 
 namespace sl::test {
 namespace {
@@ -14,6 +17,12 @@ class ProgramOnModel : public Program {
  protected:
   static std::string model(const std::string& name) { return reference("models/" + name); }
 
+  // What a test of a GPU adds to a command: ranks share the one that is there.
+  static std::vector<std::string> on_gpu(const std::string& storage) {
+    return {"--device", "cuda", "--storage", storage, "--kv-memory", "512"};
+  }
+  using More = std::vector<std::string>;
+
   // Prompts as token ids without the answers they were recorded with.
   std::string prompts_of(const std::string& name) const {
     std::string text;
@@ -22,28 +31,30 @@ class ProgramOnModel : public Program {
     return write("prompts.jsonl", text);
   }
   static std::vector<std::string> greedy(const std::string& source, const std::string& input,
-                                         const std::string& output, int tp) {
-    return {"generate",
-            "--model",
-            source,
-            "--input",
-            input,
-            "--output",
-            output,
-            "--tp",
-            std::to_string(tp),
-            "--temperature",
-            "0",
-            "--repetition-penalty",
-            "1",
-            "--max-tokens",
-            "32",
-            "--stop",
-            ""};
+                                         const std::string& output, int tp, const More& more = {}) {
+    std::vector<std::string> arguments = {"generate",
+                                          "--model",
+                                          source,
+                                          "--input",
+                                          input,
+                                          "--output",
+                                          output,
+                                          "--tp",
+                                          std::to_string(tp),
+                                          "--temperature",
+                                          "0",
+                                          "--repetition-penalty",
+                                          "1",
+                                          "--max-tokens",
+                                          "32",
+                                          "--stop",
+                                          ""};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return arguments;
   }
 
-  void expect_greedy(const std::string& name, int ranks, int tp) {
-    const Outcome outcome = run(greedy(model(name), prompts_of(name), at("out.jsonl"), tp), ranks);
+  void expect_greedy(const std::string& name, int ranks, int tp, const More& more = {}) {
+    const Outcome outcome = run(greedy(model(name), prompts_of(name), at("out.jsonl"), tp, more), ranks);
     ASSERT_EQ(outcome.code, 0) << outcome.err;
     EXPECT_NE(outcome.err.find("tokens/s"), std::string::npos) << outcome.err;
     const std::vector<json> expected = parse_rows(read_text(model(name) + "/greedy.jsonl"));
@@ -57,30 +68,61 @@ class ProgramOnModel : public Program {
     }
   }
 
-  void expect_scores(const std::string& source, const std::string& figures, int ranks, int tp) {
+  // The log-probabilities that `score` gives the recorded rows, and the recorded ones; tokens are compared.
+  struct Scores {
+    std::vector<double> have, want;
+  };
+  std::vector<Scores> scores_of(const std::string& source, const std::string& figures, int ranks, int tp,
+                                const More& more = {}) {
     std::string text;
     const std::vector<json> expected = parse_rows(read_text(reference(figures)));
     for (const json& row : expected)
       text += (row.contains("text") ? json{{"text", row["text"]}} : json{{"tokens", row["tokens"]}}).dump() +
               "\n";
-    const Outcome outcome = run({"score", "--model", source, "--input", write("t.jsonl", text), "--output",
-                                 at("out.jsonl"), "--tp", std::to_string(tp), "--pass-tokens", "400"},
-                                ranks);
-    ASSERT_EQ(outcome.code, 0) << outcome.err;
+    std::vector<std::string> arguments = {
+        "score",    "--model",       source, "--input",          write("t.jsonl", text),
+        "--output", at("out.jsonl"), "--tp", std::to_string(tp), "--pass-tokens",
+        "400"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const Outcome outcome = run(arguments, ranks);
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    std::vector<Scores> scores;
+    if (outcome.code != 0) return scores;
     const std::vector<json> got = rows("out.jsonl");
-    ASSERT_EQ(got.size(), expected.size());
-    for (size_t i = 0; i < got.size(); ++i) {
+    EXPECT_EQ(got.size(), expected.size());
+    for (size_t i = 0; i < std::min(got.size(), expected.size()); ++i) {
       EXPECT_EQ(got[i]["tokens"], expected[i]["tokens"]);
-      const std::vector<double> want = expected[i]["logprobs"], have = got[i]["logprobs"];
-      ASSERT_EQ(have.size(), want.size());
+      scores.push_back({got[i]["logprobs"], expected[i]["logprobs"]});
+      EXPECT_EQ(scores.back().have.size(), scores.back().want.size());
       double sum = 0.0;
-      for (size_t t = 0; t < want.size(); ++t) {
-        EXPECT_LE(std::abs(have[t] - want[t]), tolerance) << source << " row " << i << " token " << t;
-        sum += want[t];
-      }
-      const double perplexity = std::exp(-sum / static_cast<double>(want.size()));
-      EXPECT_LE(std::abs(got[i]["perplexity"].get<double>() / perplexity - 1.0), tolerance);
+      for (const double value : scores.back().have) sum += value;
+      const double perplexity = std::exp(-sum / static_cast<double>(scores.back().have.size()));
+      EXPECT_LE(std::abs(got[i]["perplexity"].get<double>() / perplexity - 1.0), 1e-6);
     }
+    return scores;
+  }
+
+  void expect_scores(const std::string& source, const std::string& figures, int ranks, int tp,
+                     const More& more = {}) {
+    const std::vector<Scores> scores = scores_of(source, figures, ranks, tp, more);
+    ASSERT_FALSE(scores.empty());
+    for (size_t i = 0; i < scores.size(); ++i) {
+      for (size_t t = 0; t < scores[i].want.size(); ++t) {
+        EXPECT_LE(std::abs(scores[i].have.at(t) - scores[i].want[t]), tolerance)
+            << source << " row " << i << " token " << t;
+      }
+    }
+  }
+
+  // What bf16 may change.
+  void expect_scores_in_bf16(const std::string& source, const std::string& figures, int ranks, int tp) {
+    std::vector<double> have, want;
+    for (const Scores& row : scores_of(source, figures, ranks, tp, on_gpu("bf16"))) {
+      have.insert(have.end(), row.have.begin(), row.have.end());
+      want.insert(want.end(), row.want.begin(), row.want.end());
+    }
+    ASSERT_FALSE(want.empty());
+    EXPECT_LE(relative_error(have, want), 2e-2) << source;
   }
 };
 
@@ -107,6 +149,34 @@ TEST_F(ProgramOnModel, ScoresOnSeveralRanks) {
   expect_scores(model("tied"), "models/tied/logprobs.jsonl", 2, 1);
   expect_scores(model("llama31"), "models/llama31/logprobs.jsonl", 4, 4);
 }
+
+#if SELFLENGTHEN_CUDA
+// Ranks of one GPU exchange through MPI.
+TEST_F(ProgramOnModel, cuda_GeneratesAsTransformers) {
+  if (gpu_count() == 0) GTEST_SKIP() << "no GPU here";
+  for (const char* name : {"qwen2", "llama31", "tied", "yarn"}) expect_greedy(name, 1, 1, on_gpu("f32"));
+  expect_greedy("qwen2", 2, 2, on_gpu("f32"));
+  expect_greedy("tied", 2, 1, on_gpu("f32"));
+}
+
+TEST_F(ProgramOnModel, cuda_ScoresAsTransformers) {
+  if (gpu_count() == 0) GTEST_SKIP() << "no GPU here";
+  for (const std::string name : {"qwen2", "llama31", "tied", "yarn"}) {
+    expect_scores(model(name), "models/" + name + "/logprobs.jsonl", 1, 1, on_gpu("f32"));
+    expect_scores_in_bf16(model(name), "models/" + name + "/logprobs.jsonl", 1, 1);
+  }
+  expect_scores(model("qwen2"), "models/qwen2/logprobs.jsonl", 2, 2, on_gpu("f32"));
+  expect_scores_in_bf16(model("llama31"), "models/llama31/logprobs.jsonl", 4, 4);
+}
+
+TEST_F(ProgramOnModel, cuda_ScoresSmolLM2AsTransformers) {
+  if (gpu_count() == 0) GTEST_SKIP() << "no GPU here";
+  if (!std::filesystem::exists(smollm2_path())) GTEST_SKIP() << smollm2_path() << " is not there";
+  expect_scores(smollm2_path(), "smollm2/logprobs.jsonl", 1, 1, on_gpu("f32"));
+  expect_scores_in_bf16(smollm2_path(), "smollm2/logprobs.jsonl", 1, 1);
+  expect_scores(smollm2_path(), "smollm2/logprobs.jsonl", 3, 3, on_gpu("f32"));
+}
+#endif
 
 TEST_F(ProgramOnModel, TakesPromptsAsTextsAndTurns) {
   // The recorded chat turn, as messages and as the prompt of one user turn.

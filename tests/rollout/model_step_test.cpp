@@ -7,6 +7,7 @@
 
 #include "core/error.hpp"
 #include "support.hpp"
+#include "tests/kernels/on_devices.hpp"
 
 namespace sl {
 namespace {
@@ -17,43 +18,56 @@ ModelConfig small_config() {
   ModelConfig config;
   config.architecture = Architecture::qwen2;
   config.vocabulary = 257;
-  config.hidden = 32;
-  config.ffn = 48;
+  config.hidden = 64;
+  config.ffn = 96;
   config.layers = 2;
   config.heads = 4;
   config.key_heads = 2;
-  config.head_dim = 8;
+  config.head_dim = 64;  // what a GPU has kernels of its own for
   config.max_positions = 256;
   config.qkv_bias = true;
   return config;
 }
 
-class ModelStepTest : public testing::TestWithParam<Device> {
+struct SmallModel {
+  explicit SmallModel(const Context& place)
+      : context(place),
+        parameters(random_parameters(config, shard, context, 3,
+                                     ServedAdapters::room_for(std::vector<LoraShape>(2)))) {}
+
+  Context context;
+  ModelConfig config = small_config();
+  Shard shard{config, 1, 0};
+  Parameters parameters;
+  std::unique_ptr<Communicator> alone = make_local_communicator();
+  Transformer transformer{.context = context,
+                          .config = &config,
+                          .shard = &shard,
+                          .parameters = &parameters,
+                          .tensor_parallel = alone.get()};
+};
+
+class ModelStepTest : public OnDevices {
  protected:
-  const Device device_ = GetParam();
-  const ModelConfig config_ = small_config();
-  const Shard shard_{config_, 1, 0};
-  const Parameters parameters_ = random_parameters(config_, shard_, Context{.device = device_}, 3,
-                                                   ServedAdapters::room_for(std::vector<LoraShape>(2)));
-  const std::unique_ptr<Communicator> alone_ = make_local_communicator();
-  const Transformer model_{
-      .context = {.device = device_, .deterministic = true},
-      .config = &config_,
-      .shard = &shard_,
-      .parameters = &parameters_,
-      .tensor_parallel = alone_.get(),
-  };
+  void SetUp() override {
+    OnDevices::SetUp();
+    if (!IsSkipped()) model_ = std::make_unique<SmallModel>(deterministic());
+  }
+
+  std::unique_ptr<SmallModel> model_;
   const Tokenizer tokenizer_ = byte_tokenizer();
   const int32_t end_ = 256;
+  // A GPU's own kernels take pages of multiples of 16.
+  const int64_t page_ = on_host() ? 4 : 16;
 
   // An adapter that makes a difference.
   Adapter adapter(uint64_t seed) const {
-    Adapter result(config_, shard_, LoraShape(), device_, "adapter");
+    Adapter result(model_->config, model_->shard, LoraShape(), model_->context.storage_place(), "adapter");
     initialise(result, seed);
     Random random(RandomAddress{.seed = seed});
-    std::vector<float> numbers = download<float>(result.flat());
+    std::vector<float> numbers = download_floats(result.flat());
     for (float& number : numbers) number += static_cast<float>(random.uniform() - 0.5) * 0.2F;
-    upload(result.flat(), std::span<const float>(numbers));
+    upload_floats(result.flat(), numbers);
     return result;
   }
 
@@ -86,16 +100,21 @@ TEST_P(ModelStepTest, TokensDoNotDependOnThePlanOfSteps) {
     int64_t rows, sequences, pages, page;
   };
   std::vector<Completion> expected;
-  for (const Setting s : {Setting{256, 1, 64, 16}, {64, 24, 200, 4}, {7, 10, 60, 4}, {32, 24, 40, 4}}) {
-    const EngineOptions options{
-        .max_batch_rows = s.rows, .max_sequences = s.sequences, .max_positions = config_.max_positions};
-    ModelStep step(model_, options, s.pages, s.page);
+  const int64_t few = 160 / page_;  // pages that make some sequences give way
+  for (const Setting s : {Setting{256, 1, 64, 16},
+                          {64, 24, 800 / page_, page_},
+                          {7, 10, 240 / page_, page_},
+                          {32, 24, few, page_}}) {
+    const EngineOptions options{.max_batch_rows = s.rows,
+                                .max_sequences = s.sequences,
+                                .max_positions = model_->config.max_positions};
+    ModelStep step(model_->transformer, options, s.pages, s.page);
     step.set_adapters(std::vector{&first, &second});
     Engine engine(step, tokenizer_, options);
     const auto completions = complete_all(engine, requests());
     if (expected.empty()) expected = completions;
     for (size_t i = 0; i < expected.size(); ++i) EXPECT_EQ(completions[i].tokens, expected[i].tokens) << i;
-    EXPECT_EQ(engine.statistics().preemptions > 0, s.pages == 40);
+    EXPECT_EQ(engine.statistics().preemptions > 0, s.pages == few);
     EXPECT_GT(engine.statistics().prompt_tokens_shared, 0);
   }
   std::set<std::vector<int32_t>> different;
@@ -106,8 +125,8 @@ TEST_P(ModelStepTest, TokensDoNotDependOnThePlanOfSteps) {
 // Greedy decoding by whole forward passes without pages shared or chunks, penalty and ban applied here.
 TEST_P(ModelStepTest, GreedyTokensAreTheArgmaxOfWholeForwardPasses) {
   const EngineOptions options{
-      .max_batch_rows = 8, .max_sequences = 4, .max_positions = config_.max_positions};
-  ModelStep step(model_, options, 40, 4);
+      .max_batch_rows = 8, .max_sequences = 4, .max_positions = model_->config.max_positions};
+  ModelStep step(model_->transformer, options, 160 / page_, page_);
   Engine engine(step, tokenizer_, options);
   Request request;
   request.prompt = bytes_of("Once upon a time");
@@ -118,8 +137,9 @@ TEST_P(ModelStepTest, GreedyTokensAreTheArgmaxOfWholeForwardPasses) {
   ASSERT_EQ(completion.tokens.size(), 30);
 
   Inference inference(
-      model_, {.rows = 64, .sequences = 1, .outputs = 1, .pages_per_sequence = 1, .tokens_per_page = 64});
-  const KvCache cache(config_, shard_, device_, 1, 64);
+      model_->transformer,
+      {.rows = 64, .sequences = 1, .outputs = 1, .pages_per_sequence = 1, .tokens_per_page = 64});
+  const KvCache cache(model_->config, model_->shard, model_->context.storage_place(), 1, 64);
   std::vector<int32_t> tokens = request.prompt;
   for (const int32_t token : completion.tokens) {
     Batch batch;
@@ -148,8 +168,8 @@ TEST_P(ModelStepTest, GreedyTokensAreTheArgmaxOfWholeForwardPasses) {
 
 TEST_P(ModelStepTest, RowsThatMustNotDrawDifferentTokensInOneBatch) {
   const EngineOptions options{
-      .max_batch_rows = 64, .max_sequences = 8, .max_positions = config_.max_positions};
-  ModelStep step(model_, options, 80, 4);
+      .max_batch_rows = 64, .max_sequences = 8, .max_positions = model_->config.max_positions};
+  ModelStep step(model_->transformer, options, 320 / page_, page_);
   Engine engine(step, tokenizer_, options);
   Request request;
   request.prompt = bytes_of("Once");
@@ -176,8 +196,8 @@ TEST_P(ModelStepTest, RowsThatMustNotDrawDifferentTokensInOneBatch) {
 
 TEST_P(ModelStepTest, AnAdapterThatIsNotThereIsABug) {
   const EngineOptions options{
-      .max_batch_rows = 8, .max_sequences = 4, .max_positions = config_.max_positions};
-  ModelStep step(model_, options, 40, 4);
+      .max_batch_rows = 8, .max_sequences = 4, .max_positions = model_->config.max_positions};
+  ModelStep step(model_->transformer, options, 160 / page_, page_);
   Engine engine(step, tokenizer_, options);
   Request request;
   request.prompt = {1};
@@ -187,8 +207,7 @@ TEST_P(ModelStepTest, AnAdapterThatIsNotThereIsABug) {
   EXPECT_THROW(engine.step(), BugError);
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, ModelStepTest, testing::Values(Device::cpu, Device::debug),
-                         [](const auto& tested) { return std::string(name_of(tested.param)); });
+SL_ON_DEVICES(ModelStepTest);
 
 }  // namespace
 }  // namespace sl
