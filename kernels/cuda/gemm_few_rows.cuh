@@ -1,5 +1,7 @@
 // The kernel of gemm_few_rows.cu: a block makes a tile of out^T, 64 * groups weight rows by `tokens` rows of
-// x; in a cluster of `splits` blocks, each makes what its share of k gives, and the shares are added up.
+// x. A cluster has `splits` times `sharing` blocks: `splits` blocks of a tile, each of which makes what its
+// share of k gives, and the shares are added up; and `sharing` tiles, whose blocks of the same share of k
+// fetch a part of x each, for all of them.
 #pragma once
 
 #include "kernels/cuda/common.cuh"
@@ -18,7 +20,8 @@ struct FewRows {
   const void* before;  // what beta multiplies; laid out as out
   int64_t out_stride;
   bool out_is_f32;
-  bool wide;  // rows of out start at multiples of 16 bytes
+  bool wide;    // rows of out start at multiples of 16 bytes
+  bool mapped;  // out is bf16 and wide, and beta 0: tiles of it go out by the tensor map
   const bf16* bias;
   float alpha, beta;
 };
@@ -60,13 +63,34 @@ struct RingPlace {
   }
 };
 
+// A block's place in its cluster.
+template <int splits, int sharing>
+struct ClusterPlace {
+  uint32_t split = 0, tile = 0;
+  static __device__ ClusterPlace here() {
+    if constexpr (splits * sharing == 1) return {};
+    const uint32_t rank = cluster_rank();
+    return {rank % splits, rank / splits};
+  }
+  // Of the block that has another share of k, or another tile.
+  __device__ uint32_t rank_of_split(uint32_t other) const { return tile * splits + other; }
+  __device__ uint32_t rank_of_tile(uint32_t other) const { return other * splits + split; }
+};
+
 // The copying thread: weight and x tiles of the k blocks into the ring. Weights are written by no kernel in
 // flight (gemm_few_rows.hpp): the first ones are fetched while the kernel before this one still runs.
-template <int groups, int tokens>
+template <int groups, int tokens, int splits, int sharing>
 __device__ void copy_tiles(const FewRows& work, const CUtensorMap* weights, const CUtensorMap* x, int k_begin,
-                           int k_end, int row, char* ring, FewRowsBarriers& barriers) {
+                           int k_end, int row, ClusterPlace<splits, sharing> place, char* ring,
+                           FewRowsBarriers& barriers) {
   constexpr int bytes = few_rows_stage_bytes(groups, tokens);
   constexpr int weight_bytes = 64 * groups * few_rows_k * 2;
+  constexpr int part_tokens = tokens / sharing;
+  const int first_token = static_cast<int>(place.tile) * part_tokens;
+  uint16_t sharers = 0;
+#pragma unroll
+  for (uint32_t tile = 0; tile < sharing; ++tile)
+    sharers |= static_cast<uint16_t>(1U << place.rank_of_tile(tile));
   const int ahead = min(k_begin + work.stages, k_end);
   for (int k = k_begin; k < ahead; ++k) {
     uint64_t* full = &barriers.full[k - k_begin];
@@ -74,17 +98,33 @@ __device__ void copy_tiles(const FewRows& work, const CUtensorMap* weights, cons
     tma_load(ring + (k - k_begin) * bytes, weights, k * few_rows_k, row, full, keep_short);
   }
   wait_for_previous();
-  RingPlace place;
+  RingPlace at;
   for (int k = k_begin; k < k_end; ++k) {
-    char* stage = ring + place.stage * bytes;
-    uint64_t* full = &barriers.full[place.stage];
+    char* stage = ring + at.stage * bytes;
+    uint64_t* full = &barriers.full[at.stage];
     if (k >= ahead) {
-      barrier_wait(&barriers.empty[place.stage], place.phase ^ 1);
+      barrier_wait(&barriers.empty[at.stage], at.phase ^ 1);
       barrier_expect(full, bytes);
       tma_load(stage, weights, k * few_rows_k, row, full, keep_short);
     }
-    tma_load(stage + weight_bytes, x, k * few_rows_k, 0, full, keep_long);
-    place.advance(work.stages);
+    char* const x_part = stage + weight_bytes + first_token * few_rows_k * 2;
+    if constexpr (sharing == 1) {
+      tma_load(x_part, x, k * few_rows_k, 0, full, keep_long);
+    } else {
+      tma_load_to_all(x_part, x, k * few_rows_k, first_token, full, sharers, keep_long);
+    }
+    at.advance(work.stages);
+  }
+}
+
+// A group is done with a stage: all who copy into it are told.
+template <int splits, int sharing>
+__device__ __forceinline__ void release_stage(ClusterPlace<splits, sharing> place, uint64_t* empty) {
+  if constexpr (sharing == 1) {
+    barrier_arrive(empty);
+  } else {
+#pragma unroll
+    for (uint32_t tile = 0; tile < sharing; ++tile) barrier_arrive_at(empty, place.rank_of_tile(tile));
   }
 }
 
@@ -167,6 +207,43 @@ __device__ __forceinline__ void write_out(const FewRows& work, const float (&sum
   }
 }
 
+// The same for an `out` that is mapped: transposed in shared memory at `tiles` (of the whole block, count *
+// 128 bytes a group), from there by one bulk store.
+template <int count>
+__device__ __forceinline__ void store_out(const FewRows& work, const CUtensorMap* out,
+                                          float (&sums)[count / 2], char* tiles, int first_row,
+                                          int64_t first_column, int group) {
+  static_assert(count % 16 == 0);
+  char* tile = tiles + group * count * 128;
+  const int warp = static_cast<int>(threadIdx.x) % 128 / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  float added[2] = {};
+  if (work.bias != nullptr) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int64_t column = first_column + 16 * warp + lane / 4 + 8 * i;
+      if (column < work.n) added[i] = to_float(work.bias[column]);
+    }
+  }
+  const int token = lane / 16 * 8 + lane % 8;  // of 16; the swizzle depends on token % 8
+  char* place = tile + token * 128 + ((2 * warp + lane / 8 % 2) ^ (lane % 8)) * 16;
+#pragma unroll
+  for (int j = 0; j < count / 8; j += 2) {
+    uint32_t packed[4];
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const float* two = &sums[4 * j + 2 * q];
+      packed[q] = pack(two[0] * work.alpha + added[q % 2], two[1] * work.alpha + added[q % 2]);
+    }
+    store_transposed(place + j * 8 * 128, packed[0], packed[1], packed[2], packed[3]);
+  }
+  fence_async();
+  sync_group(group);
+  if (threadIdx.x % 128 == 0 && first_column < work.n && first_row < work.m) {
+    tma_store(out, tile, static_cast<int>(first_column), first_row);
+    bulk_stores_read();
+  }
+}
+
 // To the same place in the shared memory of block `rank` of the cluster.
 __device__ __forceinline__ void store_at(float4* place, uint32_t rank, float4 value) {
   asm volatile(
@@ -176,15 +253,17 @@ __device__ __forceinline__ void store_at(float4* place, uint32_t rank, float4 va
       : "memory");
 }
 
-// Adds up over the cluster, in the order of its ranks, and writes the block's share of the tokens.
-template <int groups, int tokens, int splits>
-__device__ __forceinline__ void finish_shares(const FewRows& work, const float (&sums)[tokens / 2],
-                                              char* ring, float* staged, int64_t column, int group) {
+// Adds up over the blocks of a tile, in the order of their shares of k, and writes the block's share of the
+// tokens.
+template <int groups, int tokens, int splits, int sharing>
+__device__ __forceinline__ void finish_shares(const FewRows& work, const CUtensorMap* out,
+                                              const float (&sums)[tokens / 2],
+                                              ClusterPlace<splits, sharing> place, char* ring, float* staged,
+                                              int64_t column, int group) {
   constexpr int parts = few_rows_parts(tokens, splits);
   constexpr int numbers = tokens / 2 / parts;  // of a thread, in a part
   constexpr int vectors = numbers / 4;
   constexpr int threads = 128 * groups;
-  const uint32_t rank = cluster_rank();
   float4* received = reinterpret_cast<float4*>(ring) + threadIdx.x;
   cluster_sync();  // everybody is done with its ring
 #pragma unroll
@@ -192,12 +271,12 @@ __device__ __forceinline__ void finish_shares(const FewRows& work, const float (
 #pragma unroll
     for (int v = 0; v < vectors; ++v) {
       const float* four = &sums[part * numbers + v * 4];
-      store_at(received + (rank * vectors + v) * threads, part,
+      store_at(received + (place.split * vectors + v) * threads, place.rank_of_split(part),
                make_float4(four[0], four[1], four[2], four[3]));
     }
   }
   cluster_sync();
-  if (rank >= parts) return;
+  if (place.split >= parts) return;
   float totals[numbers];
 #pragma unroll
   for (int i = 0; i < numbers; ++i) totals[i] = 0.0F;
@@ -212,22 +291,31 @@ __device__ __forceinline__ void finish_shares(const FewRows& work, const float (
       totals[v * 4 + 3] += four.w;
     }
   }
-  write_out<tokens / parts>(work, totals, staged, static_cast<int>(rank) * (tokens / parts), column, group);
+  constexpr int count = tokens / parts;
+  const int first_row = static_cast<int>(place.split) * count;
+  if constexpr (count % 16 == 0) {
+    if (work.mapped) {
+      char* tiles = ring + few_rows_exchange_bytes(groups, tokens, splits);
+      return store_out<count>(work, out, totals, tiles, first_row, column, group);
+    }
+  }
+  write_out<count>(work, totals, staged, first_row, column, group);
 }
 
-template <int groups, int tokens, int splits>
-__device__ void multiply_tiles(const FewRows& work, int k_begin, int k_end, int row, char* ring,
-                               float* staged, FewRowsBarriers& barriers) {
+template <int groups, int tokens, int splits, int sharing>
+__device__ void multiply_tiles(const FewRows& work, const CUtensorMap* out, int k_begin, int k_end, int row,
+                               ClusterPlace<splits, sharing> place, char* ring, float* staged,
+                               FewRowsBarriers& barriers) {
   constexpr int bytes = few_rows_stage_bytes(groups, tokens);
   const int group = static_cast<int>(threadIdx.x) / 128;
   const bool first_thread = threadIdx.x % 128 == 0;
   staged += group * few_rows_staged_floats;
-  RingPlace place;
+  RingPlace at;
   float sums[tokens / 2];
   int used = -1;  // the stage whose products may still run
   for (int k = k_begin; k < k_end; ++k) {
-    barrier_wait(&barriers.full[place.stage], place.phase);
-    const char* stage = ring + place.stage * bytes;
+    barrier_wait(&barriers.full[at.stage], at.phase);
+    const char* stage = ring + at.stage * bytes;
     const uint64_t a = describe_k_major(stage + group * 64 * few_rows_k * 2);
     const uint64_t b = describe_k_major(stage + groups * 64 * few_rows_k * 2);
     wgmma_fence();
@@ -237,34 +325,46 @@ __device__ void multiply_tiles(const FewRows& work, int k_begin, int k_end, int 
     }
     wgmma_commit();
     wgmma_wait<1>();
-    if (used >= 0 && first_thread) barrier_arrive(&barriers.empty[used]);
-    used = place.stage;
-    place.advance(work.stages);
+    if (used >= 0 && first_thread) release_stage(place, &barriers.empty[used]);
+    used = at.stage;
+    at.advance(work.stages);
   }
   wgmma_wait<0>();
   pin(sums);
   const int64_t column = row + group * 64;
-  if constexpr (splits == 1) {
-    write_out<tokens>(work, sums, staged, 0, column, group);
+  if constexpr (splits > 1) {
+    finish_shares<groups, tokens>(work, out, sums, place, ring, staged, column, group);
   } else {
-    finish_shares<groups, tokens, splits>(work, sums, ring, staged, column, group);
+    if constexpr (sharing > 1) cluster_arrive();
+    bool stored = false;
+    if constexpr (tokens % 16 == 0) {
+      if (work.mapped) {
+        named_sync(4, 128 * groups);  // no group reads the ring any more
+        store_out<tokens>(work, out, sums, ring, 0, column, group);
+        stored = true;
+      }
+    }
+    if (!stored) write_out<tokens>(work, sums, staged, 0, column, group);
+    // Who copies into another block's ring, or arrives at its barriers, must find it there.
+    if constexpr (sharing > 1) cluster_wait();
   }
 }
 
 #endif  // SL_HOPPER
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-#define SL_CLUSTER(blocks) __cluster_dims__(blocks, 1, 1)
+#define SL_CLUSTER(splits, tiles) __cluster_dims__(splits, tiles, 1)
 #else
-#define SL_CLUSTER(blocks)
+#define SL_CLUSTER(splits, tiles)
 #endif
 
 // Grid: (splits, tiles). The last warp copies; each group of 128 threads multiplies 64 weight rows.
-template <int groups, int tokens, int splits>
+template <int groups, int tokens, int splits, int sharing>
 __global__ __launch_bounds__(128 * groups + 32, tokens <= 64 ? 2 : 1)
-    SL_CLUSTER(splits) void few_rows_kernel(const __grid_constant__ CUtensorMap weights,
-                                            const __grid_constant__ CUtensorMap x,
-                                            const __grid_constant__ FewRows work) {
+    SL_CLUSTER(splits, sharing) void few_rows_kernel(const __grid_constant__ CUtensorMap weights,
+                                                     const __grid_constant__ CUtensorMap x,
+                                                     const __grid_constant__ CUtensorMap out,
+                                                     const __grid_constant__ FewRows work) {
 #if SL_HOPPER
   extern __shared__ char shared[];
   char* ring = shared + (1024 - shared_address(shared) % 1024) % 1024;
@@ -275,19 +375,27 @@ __global__ __launch_bounds__(128 * groups + 32, tokens <= 64 ? 2 : 1)
     prefetch_map(&x);
     for (int stage = 0; stage < work.stages; ++stage) {
       barrier_init(&barriers.full[stage], 1);
-      barrier_init(&barriers.empty[stage], groups);
+      barrier_init(&barriers.empty[stage], groups * sharing);
     }
     fence_barrier_init();
   }
-  __syncthreads();
+  if constexpr (sharing == 1) {
+    __syncthreads();
+  } else {
+    cluster_sync();  // other blocks arrive at these barriers too
+  }
   start_next();
-  const int split = static_cast<int>(blockIdx.x), row = static_cast<int>(blockIdx.y) * 64 * groups;
+  const auto place = ClusterPlace<splits, sharing>::here();
+  const int split = static_cast<int>(place.split);
+  const int row = static_cast<int>(blockIdx.y) * 64 * groups;
   const int k_begin = work.k_blocks * split / splits, k_end = work.k_blocks * (split + 1) / splits;
   if (threadIdx.x >= 128 * groups) {
-    if (elect_one()) copy_tiles<groups, tokens>(work, &weights, &x, k_begin, k_end, row, ring, barriers);
+    if (elect_one()) {
+      copy_tiles<groups, tokens>(work, &weights, &x, k_begin, k_end, row, place, ring, barriers);
+    }
   } else {
     wait_for_previous();
-    multiply_tiles<groups, tokens, splits>(work, k_begin, k_end, row, ring, staged, barriers);
+    multiply_tiles<groups, tokens>(work, &out, k_begin, k_end, row, place, ring, staged, barriers);
   }
 #endif
 }

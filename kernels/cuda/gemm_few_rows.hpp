@@ -8,7 +8,7 @@
 
 namespace sl {
 
-// More rows than this take several launches, each of which reads the weights.
+// More rows than this take several launches, each of which reads the weights (in fixed order: more than 256).
 constexpr int64_t most_few_rows = 128;
 
 // True for out = alpha * a x b^T + beta * out (+ bias) with k > 0 and a, b of bf16 whose rows start at

@@ -148,6 +148,15 @@ __device__ __forceinline__ void fence_barrier_init() {
 __device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
+// At the barrier in the same place of block `rank` of the cluster. Orders nothing between the blocks: for
+// stages that are only read by products, which have ended. (release.cluster costs a microsecond.)
+__device__ __forceinline__ void barrier_arrive_at(uint64_t* barrier, uint32_t rank) {
+  asm volatile(
+      "{\n .reg .b32 remote;\n mapa.shared::cluster.u32 remote, %0, %1;\n"
+      " mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(shared_address(barrier)),
+      "r"(rank)
+      : "memory");
+}
 // Arrives, and announces bytes that copies will bring.
 __device__ __forceinline__ void barrier_expect(uint64_t* barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
@@ -188,6 +197,16 @@ __device__ __forceinline__ void tma_load(void* shared, const CUtensorMap* map, i
       "l"(map), "r"(column), "r"(row), "r"(shared_address(full)), "l"(keep)
       : "memory");
 }
+// The same into the same place of every block of the cluster whose bit is set in `ranks`; the bytes arrive at
+// each one's `full`.
+__device__ __forceinline__ void tma_load_to_all(void* shared, const CUtensorMap* map, int column, int row,
+                                                uint64_t* full, uint16_t ranks, uint64_t keep = keep_normal) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+      ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5, %6;" ::"r"(shared_address(shared)),
+      "l"(map), "r"(column), "r"(row), "r"(shared_address(full)), "h"(ranks), "l"(keep)
+      : "memory");
+}
 __device__ __forceinline__ void tma_load(void* shared, const CUtensorMap* map, int c0, int c1, int c2,
                                          uint64_t* full, uint64_t keep = keep_normal) {
   asm volatile(
@@ -206,6 +225,28 @@ __device__ __forceinline__ void bulk_load(void* shared, const void* global, uint
       : "memory");
 }
 
+// A tile from shared memory to the place (column, row) of a map; what lies outside is not written. Before it,
+// fence_async() by the writing threads and a barrier. The tile stays until bulk_stores_read().
+__device__ __forceinline__ void tma_store(const CUtensorMap* map, const void* shared, int column, int row) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map),
+               "r"(column), "r"(row), "r"(shared_address(shared))
+               : "memory");
+}
+// Waits until the stores of this thread have read shared memory.
+__device__ __forceinline__ void bulk_stores_read() {
+  asm volatile("cp.async.bulk.commit_group;\n cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
+// Four 8 x 8 matrices of bf16 pairs, as a product's accumulators hold them, to shared memory transposed: lane
+// 8 i + r gives the place of row r of matrix i (16 bytes).
+__device__ __forceinline__ void store_transposed(void* row, uint32_t m0, uint32_t m1, uint32_t m2,
+                                                 uint32_t m3) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
+      "r"(m0), "r"(m1), "r"(m2), "r"(m3)
+      : "memory");
+}
+
 // ---- Clusters ----
 
 __device__ __forceinline__ uint32_t cluster_rank() {
@@ -213,8 +254,13 @@ __device__ __forceinline__ uint32_t cluster_rank() {
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.aligned;\n barrier.cluster.wait.aligned;" ::: "memory");
+  cluster_arrive();
+  cluster_wait();
 }
 // ---- Products of a warpgroup ----
 //

@@ -206,6 +206,7 @@ __global__ void __launch_bounds__(F::threads, 1)
     const int consumer = warpgroup - 1, lane = threadIdx.x % 32;
     const int my_turn = 1 + consumer, next_turn = 1 + (consumer + 1) % F::consumers;
     const auto release = [&](uint64_t* empty) {
+      __syncwarp();  // all lanes have read what is given back
       if (lane == 0) barrier_arrive(empty);
     };
     const auto take_turn = [&] { named_sync(my_turn, 256); };

@@ -159,6 +159,7 @@ __global__ void __launch_bounds__(F::threads, 1)
     take_registers<240>();
     const int consumer = warpgroup - 1;
     const auto release = [&](uint64_t* empty) {
+      __syncwarp();  // all lanes have read what is given back
       if (lane == 0) barrier_arrive(empty);
     };
     const float scale_log2 = p.scale * 1.4426950408889634F;

@@ -296,6 +296,7 @@ __global__ void __launch_bounds__(F::threads, 1)
   take_registers<232>();
   const int consumer = warpgroup - 1, lane = threadIdx.x % 32;
   const auto release = [&](uint64_t* empty) {
+    __syncwarp();  // all lanes have read what is given back
     if (lane == 0) barrier_arrive(empty);
   };
   // Named barriers 1 and 2: whose turn it is to start products.

@@ -17,9 +17,9 @@ class ProgramOnModel : public Program {
  protected:
   static std::string model(const std::string& name) { return reference("models/" + name); }
 
-  // What a test of a GPU adds to a command: ranks share the one that is there.
+  // What a test of a GPU adds to a command.
   static std::vector<std::string> on_gpu(const std::string& storage) {
-    return {"--device", "cuda", "--storage", storage, "--kv-memory", "512"};
+    return {"--device", "cuda", "--storage", storage};
   }
   using More = std::vector<std::string>;
 
@@ -47,6 +47,8 @@ class ProgramOnModel : public Program {
                                           "1",
                                           "--max-tokens",
                                           "32",
+                                          "--kv-memory",
+                                          "64",
                                           "--stop",
                                           ""};
     arguments.insert(arguments.end(), more.begin(), more.end());

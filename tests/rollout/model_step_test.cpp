@@ -102,8 +102,8 @@ TEST_P(ModelStepTest, TokensDoNotDependOnThePlanOfSteps) {
   std::vector<Completion> expected;
   const int64_t few = 160 / page_;  // pages that make some sequences give way
   for (const Setting s : {Setting{256, 1, 64, 16},
-                          {64, 24, 800 / page_, page_},
-                          {7, 10, 240 / page_, page_},
+                          {64, 24, 2400 / page_, page_},
+                          {7, 10, 480 / page_, page_},
                           {32, 24, few, page_}}) {
     const EngineOptions options{.max_batch_rows = s.rows,
                                 .max_sequences = s.sequences,
