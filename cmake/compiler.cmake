@@ -28,7 +28,7 @@ endif()
 
 # sl_part(NAME folder deps...): one static library per folder of the tree; its sources are all .cpp files there.
 # Of NAME_cuda.cpp and NAME_none.cpp the one of the side that this build has is taken.
-# Dependencies run one way (STYLE: core <- kernels, dist, io, text <- model <- rollout, train <- lengthen <- cli).
+# Dependencies run one way (STYLE: core <- kernels <- dist; core, dist, io, text <- model <- rollout, train <- lengthen <- cli).
 function(sl_part name)
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.cpp)
   list(FILTER sources EXCLUDE REGEX "${SELFLENGTHEN_OTHER_SIDE}")

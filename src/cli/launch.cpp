@@ -66,6 +66,13 @@ std::string algorithm_cache() {
   return refused ? "" : folder + "/selflengthen/products";
 }
 
+std::unique_ptr<Communicator> between_gpus(std::unique_ptr<Communicator> group, const Context& context,
+                                           CollectivesChoice choice) {
+  if (choice == CollectivesChoice::mpi) return group;
+  const bool peers = choice == CollectivesChoice::automatic;
+  return with_nccl(std::move(group), context, peers ? GpuCollectives{} : GpuCollectives{.peer_bytes = 0});
+}
+
 double gibibytes(int64_t bytes) { return static_cast<double>(bytes) / (int64_t{1} << 30); }
 
 }  // namespace
@@ -86,7 +93,7 @@ Ranks start_ranks(const ModelChoice& choice) {
     ranks.gpu = open_gpu(static_cast<int>(session.node_rank() % gpu_count()), algorithm_cache());
     ranks.context.cuda = ranks.gpu.get();
     for (std::unique_ptr<Communicator>* group : {&ranks.groups.tensor, &ranks.groups.data})
-      *group = with_nccl(std::move(*group), device_stream(ranks.context));
+      *group = between_gpus(std::move(*group), ranks.context, choice.collectives);
     spdlog::debug("{}, {}", gpu_name(ranks.context), name_of(ranks.context.storage));
   }
   const auto threads = static_cast<int>(threads_of_rank(choice, session, *ranks.groups.world));
@@ -143,6 +150,11 @@ EngineLimits engine_limits(const EngineChoice& chosen, const Transformer& model,
     const EngineOptions options{choice.max_batch_rows, choice.max_sequences, longest};
     memory = free_device_bytes(model.context) - reserve -
              ModelStep::bytes_besides_pages(model, options, choice.page_tokens);
+    // The ranks of a replica plan the same steps, so they need the same pages: as many as the fullest card
+    // has.
+    int64_t lacking = -memory;
+    model.tensor_parallel->all_reduce_max(std::span(&lacking, 1));
+    memory = -lacking;
   }
   const int64_t held = memory / page_bytes;
   if (held < 1) {

@@ -47,7 +47,7 @@ std::optional<Adapter> load_chosen_adapter(const ModelChoice& choice, const Load
 
 // The limits of an engine on this model whose sequences hold `longest` tokens at most: as many pages as the
 // memory holds, but no more than all sequences could use. InputError when not even one sequence of one page
-// fits.
+// fits. Collective over the replica.
 EngineLimits engine_limits(const EngineChoice& chosen, const Transformer& model, int64_t longest);
 
 // The memory table at debug level.

@@ -54,6 +54,12 @@ void add_machine_options(CommandLine& line, ModelChoice& choice) {
       {{"auto", StorageChoice::automatic}, {"f32", StorageChoice::f32}, {"bf16", StorageChoice::bf16}},
       "what weights and activations are stored as; auto: bf16 on a GPU, f32 elsewhere");
   line.add("tp", choice.tp, "ranks that share one replica of the model (tensor parallelism)", at_least(1));
+  line.add_choice(
+      "collectives", choice.collectives,
+      {{"auto", CollectivesChoice::automatic},
+       {"nccl", CollectivesChoice::nccl},
+       {"mpi", CollectivesChoice::mpi}},
+      "how GPUs exchange numbers; auto: small sums through each other's memory, the rest by NCCL");
   line.add("threads", choice.threads,
            "threads of a rank; 0: OMP_NUM_THREADS, else the rank's share of the node's cores", at_least(0));
   line.add("deterministic", choice.deterministic,

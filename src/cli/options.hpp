@@ -13,6 +13,7 @@ namespace sl {
 
 enum class DeviceChoice : uint8_t { automatic, cpu, cuda, debug };
 enum class StorageChoice : uint8_t { automatic, f32, bf16 };
+enum class CollectivesChoice : uint8_t { automatic, nccl, mpi };
 
 // Which model, and how it runs.
 struct ModelChoice {
@@ -20,7 +21,8 @@ struct ModelChoice {
   std::string adapter;  // folder in PEFT's format; empty: none
   DeviceChoice device = DeviceChoice::automatic;
   StorageChoice storage = StorageChoice::automatic;
-  int tp = 1;       // ranks that share one replica of the model
+  int tp = 1;  // ranks that share one replica of the model
+  CollectivesChoice collectives = CollectivesChoice::automatic;
   int threads = 0;  // of a rank; 0: its share of the node's cores
   bool deterministic = false;
   std::string log_level = "info";

@@ -2,11 +2,15 @@
 #include <nccl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <exception>
 #include <set>
 #include <utility>
 
+#include "core/log.hpp"
 #include "dist/nccl.hpp"
+#include "kernels/cuda/peer_all_reduce.hpp"
+#include "kernels/device.hpp"
 
 namespace sl {
 namespace {
@@ -31,8 +35,13 @@ ncclDataType_t type_of(const Tensor& tensor) {
 
 class NcclCommunicator : public Communicator {
  public:
-  NcclCommunicator(std::unique_ptr<Communicator> through_host, cudaStream_t stream)
-      : host_(std::move(through_host)), stream_(stream) {
+  NcclCommunicator(std::unique_ptr<Communicator> through_host, const Context& context,
+                   std::unique_ptr<PeerAllReduce> peers)
+      : host_(std::move(through_host)),
+        stream_(static_cast<cudaStream_t>(device_stream(context))),
+        // Two numbers have one sum, whoever adds.
+        all_through_peers_(context.deterministic && host_->size() > 2),
+        peers_(std::move(peers)) {
     ncclUniqueId id = {};
     if (host_->rank() == 0) check(ncclGetUniqueId(&id), "ncclGetUniqueId");
     host_->broadcast(std::as_writable_bytes(std::span(&id, 1)), 0);
@@ -40,11 +49,17 @@ class NcclCommunicator : public Communicator {
   }
   ~NcclCommunicator() override {
     // Ending is collective: a rank that an exception drives out leaves the others to be aborted.
-    if (std::uncaught_exceptions() == 0) {
-      ncclCommDestroy(comm_);
-    } else {
+    if (std::uncaught_exceptions() > 0) {
       ncclCommAbort(comm_);
+      return;
     }
+    ncclCommDestroy(comm_);
+    if (!peers_) return;
+    // Nobody unmaps while somebody reads, and nobody frees what is mapped.
+    cudaDeviceSynchronize();
+    host_->barrier();
+    peers_->unmap();
+    host_->barrier();
   }
   NcclCommunicator(const NcclCommunicator&) = delete;
   NcclCommunicator& operator=(const NcclCommunicator&) = delete;
@@ -52,6 +67,7 @@ class NcclCommunicator : public Communicator {
   int rank() const override { return host_->rank(); }
   int size() const override { return host_->size(); }
   bool in_stream() const override { return true; }
+  const PeerAllReduce* peers() const { return peers_.get(); }
 
   void all_reduce_sum(const Tensor& tensor) override { reduce(tensor, ncclSum); }
   void all_reduce_max(const Tensor& tensor) override { reduce(tensor, ncclMax); }
@@ -78,34 +94,88 @@ class NcclCommunicator : public Communicator {
       return operation == ncclSum ? host_->all_reduce_sum(tensor) : host_->all_reduce_max(tensor);
     require(tensor.contiguous() && (tensor.dtype() == DType::f32 || tensor.dtype() == DType::bf16),
             "all_reduce of " + tensor.describe());
+    if (peers_ && operation == ncclSum && (all_through_peers_ || tensor.bytes() <= peers_->most_bytes()))
+      return sum_through_peers(tensor);
     check(ncclAllReduce(tensor.raw(), tensor.raw(), static_cast<size_t>(tensor.size()), type_of(tensor),
                         operation, comm_, stream_),
           "ncclAllReduce");
   }
 
+  void sum_through_peers(const Tensor& tensor) const {
+    if (tensor.bytes() <= peers_->most_bytes()) return peers_->sum(tensor);
+    const Tensor numbers = tensor.reshaped({tensor.size()});
+    const int64_t piece = peers_->most_bytes() / size_of(tensor.dtype());
+    for (int64_t begin = 0; begin < numbers.size(); begin += piece)
+      peers_->sum(numbers.rows(begin, std::min(begin + piece, numbers.size())));
+  }
+
   std::unique_ptr<Communicator> host_;
   cudaStream_t stream_;
+  bool all_through_peers_;
   ncclComm_t comm_ = nullptr;
+  std::unique_ptr<PeerAllReduce> peers_;
 };
 
-// Host and bus address of this rank's GPU.
-std::string name_of_gpu() {
+// This rank's GPU: host, and address on it.
+struct GpuName {
+  std::string host, bus;
+};
+GpuName name_of_gpu() {
   char host[256] = {}, bus[32] = {};
   gethostname(host, sizeof host - 1);
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetPCIBusId(bus, sizeof bus, device) != cudaSuccess)
     throw LibraryError("CUDA", "cudaDeviceGetPCIBusId", "no current device");
-  return std::string(host) + "/" + bus;
+  return {host, bus};
+}
+
+size_t different(const std::vector<std::string>& names) {
+  return std::set<std::string>(names.begin(), names.end()).size();
+}
+
+// None, and a word in the log, unless every GPU of the group reads what every other wrote. Collective.
+std::unique_ptr<PeerAllReduce> peers_of(Communicator& group, const Context& context,
+                                        const GpuCollectives& chosen) {
+  auto peers = std::make_unique<PeerAllReduce>(context, group.rank(), group.size(), chosen.peer_bytes);
+  if (chosen.shares_from >= 0) peers->share_from(chosen.shares_from);
+  const std::string obstacle = peers->map(group.all_gather(peers->handle()));
+  int64_t refused = obstacle.empty() ? 0 : 1;
+  group.all_reduce_max(std::span(&refused, 1));
+  if (refused == 0) return peers;
+  if (!obstacle.empty()) spdlog::info("small sums go through NCCL, not through peer memory: {}", obstacle);
+  peers->unmap();
+  group.barrier();  // nobody frees what is mapped
+  return nullptr;
 }
 
 }  // namespace
 
-std::unique_ptr<Communicator> with_nccl(std::unique_ptr<Communicator> through_host, void* stream) {
-  if (stream == nullptr || through_host->size() == 1) return through_host;
-  const std::vector<std::string> gpus = through_host->all_gather(name_of_gpu());
-  const bool shared = std::set<std::string>(gpus.begin(), gpus.end()).size() < gpus.size();
-  if (shared) return through_host;
-  return std::make_unique<NcclCommunicator>(std::move(through_host), static_cast<cudaStream_t>(stream));
+std::unique_ptr<Communicator> with_nccl(std::unique_ptr<Communicator> through_host, const Context& context,
+                                        const GpuCollectives& chosen) {
+  if (context.device != Device::cuda || through_host->size() == 1) return through_host;
+  const GpuName own = name_of_gpu();
+  const std::vector<std::string> gpus = through_host->all_gather(own.host + "/" + own.bus);
+  if (different(gpus) < gpus.size()) return through_host;
+  const bool one_host = different(through_host->all_gather(own.host)) == 1;
+  std::unique_ptr<PeerAllReduce> peers;
+  if (chosen.peer_bytes > 0 && one_host && through_host->size() <= PeerAllReduce::most_ranks)
+    peers = peers_of(*through_host, context, chosen);
+  spdlog::debug("collectives of {} GPUs: {}", gpus.size(), peers ? "peer memory and NCCL" : "NCCL");
+  return std::make_unique<NcclCommunicator>(std::move(through_host), context, std::move(peers));
+}
+
+const char* way_of(const Communicator& group) {
+  if (group.size() == 1) return "local";
+  const auto* const nccl = dynamic_cast<const NcclCommunicator*>(&group);
+  if (nccl == nullptr) return "mpi";
+  return nccl->peers() != nullptr ? "peer memory" : "nccl";
+}
+
+bool copy_from_next(const Communicator& group, const Tensor& out) {
+  const auto* const nccl = dynamic_cast<const NcclCommunicator*>(&group);
+  if (nccl == nullptr || nccl->peers() == nullptr) return false;
+  nccl->peers()->copy_from((group.rank() + 1) % group.size(), out);
+  return true;
 }
 
 }  // namespace sl
