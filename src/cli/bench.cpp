@@ -50,19 +50,37 @@ Ceiling measure_ceiling(const Context& context) {
     const auto size = static_cast<double>(side);
     ceiling.flops_per_second = 2.0 * size * size * size / seconds;
   }
+  ceiling.copy_bytes_per_second = copy_rate(context);
+  return ceiling;
+}
+
+double copy_rate(const Context& context) {
+  const bool gpu = context.device == Device::cuda;
   const int64_t columns = 1024, rows = (gpu ? int64_t{1} << 30 : int64_t{1} << 28) / (4 * columns);
   Arena arena(context.device, 2 * Arena::bytes_for(DType::f32, {rows, columns}), "bench");
   const Tensor from = arena.take(DType::f32, {rows, columns}), to = arena.take(DType::f32, {rows, columns});
   const double seconds = median_seconds(context, 9, [&] { run(context, Copy{from, to}); });
-  ceiling.copy_bytes_per_second = 2.0 * static_cast<double>(from.bytes()) / seconds;
-  return ceiling;
+  return 2.0 * static_cast<double>(from.bytes()) / seconds;
 }
 
-double bytes_of_step(const ModelConfig& config, DType storage, int64_t rows, int64_t context) {
+double bytes_of_step(const ModelConfig& config, DType storage, int64_t rows, int64_t context, int tp) {
   const int64_t embedding = config.tied ? 0 : config.vocabulary * config.hidden;
-  const int64_t numbers_of_token = 2 * config.layers * config.key_heads * config.head_dim;
+  const int64_t key_heads = head_share(config.heads, config.key_heads, tp, 0).key_heads.size();
+  const int64_t numbers_of_token = 2 * config.layers * key_heads * config.head_dim;
   return static_cast<double>(size_of(storage)) *
-         static_cast<double>(config.parameters() - embedding + rows * context * numbers_of_token);
+         static_cast<double>((config.parameters() - embedding) / tp + rows * context * numbers_of_token);
+}
+
+double slowest(const Ranks& ranks, double seconds) {
+  auto nanoseconds = static_cast<int64_t>(1e9 * seconds);
+  ranks.groups.world->all_reduce_max(std::span(&nanoseconds, 1));
+  return 1e-9 * static_cast<double>(nanoseconds);
+}
+
+double sum_over_replicas(const Ranks& ranks, double value) {
+  double sum = ranks.leader() ? value : 0.0;
+  ranks.groups.world->all_reduce_sum(std::span(&sum, 1));
+  return sum;
 }
 
 double flops_of_token(const ModelConfig& config) {
@@ -70,18 +88,17 @@ double flops_of_token(const ModelConfig& config) {
   return 2.0 * static_cast<double>(config.parameters() - tables);
 }
 
-RandomModel::RandomModel(const Context& context, const ModelConfig& config, int64_t adapters)
+RandomModel::RandomModel(const Ranks& ranks, const ModelConfig& config, int64_t adapters)
     : config_(config),
-      alone_(make_local_communicator()),
-      shard_(config, 1, 0),
+      shard_(config, ranks.groups.grid.tp, ranks.groups.place.tp_rank),
       weights_(
-          random_parameters(config, shard_, context, 1,
+          random_parameters(config, shard_, ranks.context, 1,
                             ServedAdapters::room_for(std::vector<LoraShape>(static_cast<size_t>(adapters))))),
-      transformer_{context, &config_, &shard_, &weights_, alone_.get()} {
+      transformer_{ranks.context, &config_, &shard_, &weights_, ranks.groups.tensor.get()} {
   adapters_.reserve(static_cast<size_t>(adapters));
   for (int64_t i = 0; i < adapters; ++i) {
-    adapters_.emplace_back(config, shard_, LoraShape{}, context.storage_place(), "adapter");
-    fill_randomly(context, adapters_.back().flat(), static_cast<uint64_t>(100 + i));
+    adapters_.emplace_back(config, shard_, LoraShape{}, ranks.context.storage_place(), "adapter");
+    fill_randomly(ranks.context, adapters_.back().flat(), static_cast<uint64_t>(100 + i));
   }
 }
 
@@ -91,19 +108,22 @@ std::vector<const Adapter*> RandomModel::adapters() const {
   return all;
 }
 
-json head_of_line(const Context& context, const char* what, const BenchChoice& choice) {
+json head_of_line(const Ranks& ranks, const char* what, const BenchChoice& choice) {
+  const Context& context = ranks.context;
   json line = {{"bench", what},
                {"shape", choice.shape},
                {"device", context.device == Device::cuda ? gpu_name(context) : "cpu"},
                {"storage", name_of(context.storage)},
-               {"deterministic", context.deterministic}};
+               {"deterministic", context.deterministic},
+               {"tp", ranks.groups.grid.tp},
+               {"dp", ranks.groups.grid.dp}};
   if (context.device != Device::cuda) line["threads"] = omp_get_max_threads();
   return line;
 }
 
 int run_bench(const char* what, const char* summary, const char* example, const Arguments& arguments,
               const std::function<void(CommandLine&, BenchChoice&)>& options,
-              json (*measure)(const Context&, const ModelConfig&, const BenchChoice&)) {
+              json (*measure)(const Ranks&, const ModelConfig&, const BenchChoice&), BenchRanks allowed) {
   BenchChoice choice;
   CommandLine line(fmt::format("bench {}", what), summary);
   line.group("What is measured");
@@ -116,13 +136,14 @@ int run_bench(const char* what, const char* summary, const char* example, const 
   if (!line.parse(arguments)) return 0;
   const ModelConfig config = config_of_shape(choice.shape);
   const Ranks ranks = start_ranks(choice.model);
-  if (ranks.session.size() != 1) {
+  if (allowed == BenchRanks::one && ranks.session.size() != 1) {
     throw InputError(fmt::format("it measures one rank, {} were started", ranks.session.size()), "bench",
                      "start it without mpirun");
   }
   choice.engine = resolve_engine(choice.engine, ranks.context.device);
   check_room(config, ranks);
-  fmt::print("{}\n", measure(ranks.context, config, choice).dump());
+  const json measured = measure(ranks, config, choice);
+  if (ranks.first()) fmt::print("{}\n", measured.dump());
   return 0;
 }
 

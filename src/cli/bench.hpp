@@ -46,37 +46,46 @@ struct Ceiling {
   nlohmann::json to_json() const;
 };
 Ceiling measure_ceiling(const Context& context);
+double copy_rate(const Context& context);  // bytes read and written a second
 
-// Bytes that a step over `rows` sequences of `context` tokens must read: weights once, keys and values.
-double bytes_of_step(const ModelConfig& config, DType storage, int64_t rows, int64_t context);
+// Bytes that a step over `rows` sequences of `context` tokens must read on each of tp ranks: its weights
+// once, keys and values.
+double bytes_of_step(const ModelConfig& config, DType storage, int64_t rows, int64_t context, int tp);
 // Arithmetic of a token without its attention: two operations a weight of the blocks.
 double flops_of_token(const ModelConfig& config);
 
-// A model of random weights with as many random adapters as asked for.
+// The seconds of the slowest rank. Collective over all ranks.
+double slowest(const Ranks& ranks, double seconds);
+// The sum over replicas of what their leaders give. Collective over all ranks.
+double sum_over_replicas(const Ranks& ranks, double value);
+
+// A rank's share of a model of random weights, with as many random adapters as asked for.
 class RandomModel {
  public:
-  RandomModel(const Context& context, const ModelConfig& config, int64_t adapters = 0);
+  RandomModel(const Ranks& ranks, const ModelConfig& config, int64_t adapters = 0);
   RandomModel(const RandomModel&) = delete;
   RandomModel& operator=(const RandomModel&) = delete;
   const Transformer& transformer() const { return transformer_; }
   Parameters& weights() { return weights_; }
-  Communicator& alone() { return *alone_; }
   std::vector<const Adapter*> adapters() const;
 
  private:
   ModelConfig config_;
-  std::unique_ptr<Communicator> alone_;
   Shard shard_;
   Parameters weights_;
   Transformer transformer_;
   std::vector<Adapter> adapters_;
 };
 
-nlohmann::json head_of_line(const Context& context, const char* what, const BenchChoice& choice);
+nlohmann::json head_of_line(const Ranks& ranks, const char* what, const BenchChoice& choice);
 
-// Parses, starts one rank, measures, prints. `options` adds those of the measurement.
+enum class BenchRanks : uint8_t { one, any };
+
+// Parses, starts the ranks, measures on all of them, prints on the first. `options` adds those of the
+// measurement.
 int run_bench(const char* what, const char* summary, const char* example, const Arguments& arguments,
               const std::function<void(CommandLine&, BenchChoice&)>& options,
-              nlohmann::json (*measure)(const Context&, const ModelConfig&, const BenchChoice&));
+              nlohmann::json (*measure)(const Ranks&, const ModelConfig&, const BenchChoice&),
+              BenchRanks allowed = BenchRanks::one);
 
 }  // namespace sl

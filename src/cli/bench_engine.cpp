@@ -7,6 +7,7 @@
 #include "cli/bench.hpp"
 #include "cli/commands.hpp"
 #include "core/rng.hpp"
+#include "dist/nccl.hpp"
 #include "kernels/device.hpp"
 #include "rollout/engine.hpp"
 #include "rollout/flow.hpp"
@@ -78,9 +79,33 @@ double step_seconds(ModelStep& step, const Batch& batch, const SamplingRows& row
   return seconds_since(begin) / static_cast<double>(repeats);
 }
 
-json decode(const Context& context, const ModelConfig& config, const BenchChoice& choice) {
+// A group whose collectives on tensors do nothing: what a step takes without them. Numbers come out wrong.
+class NoCollectives : public Communicator {
+ public:
+  explicit NoCollectives(const Communicator& group)
+      : rank_(group.rank()), size_(group.size()), in_stream_(group.in_stream()) {}
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  bool in_stream() const override { return in_stream_; }
+  void all_reduce_sum(const Tensor&) override {}
+  void all_reduce_max(const Tensor&) override {}
+  void all_gather(const Tensor&, const Tensor&) override {}
+  void broadcast(std::span<std::byte>, int) override {}
+  void all_reduce_sum(std::span<double>) override {}
+  void all_reduce_max(std::span<int64_t>) override {}
+  std::vector<std::string> all_gather(const std::string& part) override { return {part}; }
+  void barrier() override {}
+
+ private:
+  int rank_, size_;
+  bool in_stream_;
+};
+
+json decode(const Ranks& ranks, const ModelConfig& config, const BenchChoice& choice) {
+  const Context& context = ranks.context;
+  const int tp = ranks.groups.grid.tp, dp = ranks.groups.grid.dp;
   const Ceiling ceiling = measure_ceiling(context);
-  const RandomModel model(context, config, choice.adapters);
+  const RandomModel model(ranks, config, choice.adapters);
   const int64_t page_tokens = choice.engine.page_tokens;
   Batch batch;
   SamplingRows rows;
@@ -91,31 +116,46 @@ json decode(const Context& context, const ModelConfig& config, const BenchChoice
   const EngineOptions options{.max_batch_rows = choice.batch,
                               .max_sequences = choice.batch,
                               .max_positions = batch.pages_per_sequence * page_tokens};
-  ModelStep step(model.transformer(), options, choice.batch * batch.pages_per_sequence, page_tokens);
-  step.set_adapters(model.adapters());
-  const double seconds = step_seconds(step, batch, rows, 3 * choice.repeats);
+  const auto seconds_with = [&](const Transformer& transformer) {
+    ModelStep step(transformer, options, choice.batch * batch.pages_per_sequence, page_tokens);
+    step.set_adapters(model.adapters());
+    ranks.groups.world->barrier();
+    return slowest(ranks, step_seconds(step, batch, rows, 3 * choice.repeats));
+  };
+  const double seconds = seconds_with(model.transformer());
 
-  const double bytes = bytes_of_step(config, context.storage, choice.batch, choice.context);
+  const double bytes = bytes_of_step(config, context.storage, choice.batch, choice.context, tp);
   const double flops =
       static_cast<double>(choice.batch) *
-      (flops_of_token(config) + 2.0 * static_cast<double>(config.vocabulary * config.hidden));
+      (flops_of_token(config) + 2.0 * static_cast<double>(config.vocabulary * config.hidden)) / tp;
   const double floor = std::max(bytes / ceiling.copy_bytes_per_second, flops / ceiling.flops_per_second);
-  json line = head_of_line(context, "decode", choice);
+  json line = head_of_line(ranks, "decode", choice);
   line["batch"] = choice.batch;
   line["context"] = choice.context;
   line["adapters"] = choice.adapters;
   line["milliseconds"] = 1e3 * seconds;
-  line["tokens_per_second"] = static_cast<double>(choice.batch) / seconds;
+  line["tokens_per_second"] = static_cast<double>(dp * choice.batch) / seconds;
   line["gigabytes"] = 1e-9 * bytes;
   line["floor_milliseconds"] = 1e3 * floor;
   line["ceiling"] = ceiling.to_json();
   line["ratio"] = floor / seconds;
+  if (tp > 1) {
+    NoCollectives none(*ranks.groups.tensor);
+    Transformer apart = model.transformer();
+    apart.tensor_parallel = &none;
+    const double without = seconds_with(apart);
+    line["collectives"] = way_of(*ranks.groups.tensor);
+    line["milliseconds_without_collectives"] = 1e3 * without;
+    line["share_of_collectives"] = 1.0 - without / seconds;
+  }
   return line;
 }
 
-json prefill(const Context& context, const ModelConfig& config, const BenchChoice& choice) {
+json prefill(const Ranks& ranks, const ModelConfig& config, const BenchChoice& choice) {
+  const Context& context = ranks.context;
+  const int tp = ranks.groups.grid.tp, dp = ranks.groups.grid.dp;
   const Ceiling ceiling = measure_ceiling(context);
-  const RandomModel model(context, config, choice.adapters);
+  const RandomModel model(ranks, config, choice.adapters);
   const int64_t page_tokens = choice.engine.page_tokens;
   const int64_t chunk = std::min(choice.context, choice.engine.max_batch_rows);
   const EngineOptions options{
@@ -133,22 +173,23 @@ json prefill(const Context& context, const ModelConfig& config, const BenchChoic
     use_adapters(batch, std::min<int64_t>(choice.adapters, 1));
   }
   std::vector<int32_t> sampled;
-  const double seconds = median_seconds(context, choice.repeats, [&] {
-    for (size_t i = 0; i < batches.size(); ++i) {
-      step.launch(batches[i], samplings[i]);
-      step.collect(sampled);
-    }
-  });
+  ranks.groups.world->barrier();
+  const double seconds = slowest(ranks, median_seconds(context, choice.repeats, [&] {
+                                   for (size_t i = 0; i < batches.size(); ++i) {
+                                     step.launch(batches[i], samplings[i]);
+                                     step.collect(sampled);
+                                   }
+                                 }));
   const auto tokens = static_cast<double>(choice.context);
   const double attention =
       2.0 * tokens * tokens * static_cast<double>(config.layers * config.heads * config.head_dim);
-  const double flops = tokens * flops_of_token(config) + attention;
-  json line = head_of_line(context, "prefill", choice);
+  const double flops = (tokens * flops_of_token(config) + attention) / tp;  // of a rank
+  json line = head_of_line(ranks, "prefill", choice);
   line["context"] = choice.context;
   line["chunk"] = chunk;
   line["adapters"] = choice.adapters;
   line["milliseconds"] = 1e3 * seconds;
-  line["tokens_per_second"] = tokens / seconds;
+  line["tokens_per_second"] = dp * tokens / seconds;
   line["tflops"] = 1e-12 * flops / seconds;
   line["ceiling"] = ceiling.to_json();
   line["ratio"] = flops / seconds / ceiling.flops_per_second;
@@ -169,7 +210,9 @@ Tokenizer numbered_tokenizer(int64_t vocabulary) {
 // --output-tokens and cut at twice that, as those of a real stage.
 class Load {
  public:
-  Load(const ModelConfig& config, const BenchChoice& choice) : config_(config), choice_(choice) {}
+  // Replicas have requests of their own.
+  Load(const ModelConfig& config, const BenchChoice& choice, int replica)
+      : config_(config), choice_(choice), first_(int64_t{replica} << 24) {}
 
   int64_t longest() const {
     return choice_.input_tokens + (choice_.spread > 0.0 ? 2 : 1) * choice_.output_tokens;
@@ -177,6 +220,7 @@ class Load {
 
   // `progress` in [0, 1): that share of the output has been generated already, and is part of the prompt.
   Request request(int64_t number, double progress) {
+    number += first_;
     Request request;
     Random prompt({.seed = 1, .sample = number / 2});
     for (int64_t i = 0; i < choice_.input_tokens; ++i)
@@ -205,6 +249,7 @@ class Load {
  private:
   const ModelConfig& config_;
   const BenchChoice& choice_;
+  int64_t first_;
 };
 
 Task<int64_t> complete(Engine& engine, Request request) {
@@ -237,10 +282,18 @@ class Drive {
   std::vector<Task<int64_t>> tasks_;
 };
 
-json rollout(const Context& context, const ModelConfig& config, const BenchChoice& choice) {
-  const Ceiling ceiling = measure_ceiling(context);
-  const RandomModel model(context, config, choice.adapters);
-  Load load(config, choice);
+// What one replica's engine did.
+struct RolloutFigures {
+  EngineStatistics before, after;
+  int64_t pages = 0, average = 0, most_running = 0, tokens_until_tail = 0;
+  double seconds = 0.0, until_tail = 0.0;
+  double tokens() const { return static_cast<double>(after.generated_tokens - before.generated_tokens); }
+};
+
+// The load on this replica. Collective over it.
+RolloutFigures roll_out(const Ranks& ranks, const RandomModel& model, const ModelConfig& config,
+                        const BenchChoice& choice) {
+  Load load(config, choice, ranks.groups.place.replica);
   const EngineLimits limits = engine_limits(choice.engine, model.transformer(), load.longest() + 1);
   const EngineOptions options{.max_batch_rows = limits.max_batch_rows,
                               .max_sequences = limits.max_sequences,
@@ -249,18 +302,19 @@ json rollout(const Context& context, const ModelConfig& config, const BenchChoic
   step.set_adapters(model.adapters());
   const Tokenizer tokenizer = numbered_tokenizer(config.vocabulary);
   Engine engine(step, tokenizer, options);
+  RolloutFigures figures;
+  figures.pages = limits.pages;
   // As many at a time as fit on average when half done, so that nothing has to give way.
-  const int64_t average = choice.input_tokens + choice.output_tokens / 2;
-  const int64_t fit = limits.pages * limits.tokens_per_page * 95 / (100 * average);
+  figures.average = choice.input_tokens + choice.output_tokens / 2;
+  const int64_t fit = limits.pages * limits.tokens_per_page * 95 / (100 * figures.average);
   const int64_t most = std::clamp<int64_t>(fit, 1, limits.max_sequences);
   Drive drive(engine, load, choice.seconds > 0.0 ? most : limits.max_sequences);
 
-  json line = head_of_line(context, "rollout", choice);
   int64_t count = choice.count;
   if (choice.seconds > 0.0) {
     // As in the middle of a long stage: every sequence is somewhere on its way.
     count = std::numeric_limits<int64_t>::max();
-    Random random({.seed = 3});
+    Random random({.seed = 3, .sample = ranks.groups.place.replica});
     for (int64_t i = 0; i < most; ++i) drive.start(random.uniform());
     // Until all their prompts have been read: a step then has a row for each.
     EngineStatistics before, now;
@@ -270,36 +324,68 @@ json rollout(const Context& context, const ModelConfig& config, const BenchChoic
       now = engine.statistics();
     } while (now.waiting > 0 || now.rows - before.rows > now.running);
   }
-  const EngineStatistics before = engine.statistics();
+  figures.before = engine.statistics();
   const auto begin = Clock::now();
+  // The ranks of a replica stop after the same step.
+  const auto over = [&] {
+    std::byte done{static_cast<uint8_t>(choice.seconds > 0.0 && seconds_since(begin) >= choice.seconds)};
+    if (choice.seconds > 0.0) ranks.groups.tensor->broadcast(std::span(&done, 1), 0);
+    return done != std::byte{0};
+  };
   // The tail begins when the last request has been taken.
-  double until_tail = 0.0;
-  int64_t tokens_until_tail = 0, most_running = 0;
   while (drive.step(count)) {
     const EngineStatistics now = engine.statistics();
-    most_running = std::max(most_running, now.running);
-    if (until_tail == 0.0 && drive.started() >= count && now.waiting == 0) {
-      until_tail = seconds_since(begin);
-      tokens_until_tail = now.generated_tokens - before.generated_tokens;
+    figures.most_running = std::max(figures.most_running, now.running);
+    if (figures.until_tail == 0.0 && drive.started() >= count && now.waiting == 0) {
+      figures.until_tail = seconds_since(begin);
+      figures.tokens_until_tail = now.generated_tokens - figures.before.generated_tokens;
     }
-    if (choice.seconds > 0.0 && seconds_since(begin) >= choice.seconds) break;
+    if (over()) break;
   }
-  const double seconds = seconds_since(begin);
-  const EngineStatistics after = engine.statistics();
-  const auto tokens = static_cast<double>(after.generated_tokens - before.generated_tokens);
+  figures.seconds = seconds_since(begin);
+  figures.after = engine.statistics();
+  return figures;
+}
+
+json rollout(const Ranks& ranks, const ModelConfig& config, const BenchChoice& choice) {
+  const Ceiling ceiling = measure_ceiling(ranks.context);
+  const RandomModel model(ranks, config, choice.adapters);
+  const int tp = ranks.groups.grid.tp, dp = ranks.groups.grid.dp;
+  json line = head_of_line(ranks, "rollout", choice);
+  // One replica while the others wait, then all: what a replica loses by not being alone.
+  double alone = 0.0;
+  if (dp > 1) {
+    if (ranks.groups.place.replica == 0) {
+      const RolloutFigures figures = roll_out(ranks, model, config, choice);
+      alone = figures.tokens() / figures.seconds;
+    }
+    ranks.groups.world->barrier();
+  }
+  const RolloutFigures figures = roll_out(ranks, model, config, choice);
+  // A stage is over when its last replica is.
+  const double seconds = slowest(ranks, figures.seconds);
+  const double rate =
+      sum_over_replicas(ranks, figures.tokens() / (choice.seconds > 0.0 ? figures.seconds : seconds));
+
   line["input_tokens"] = choice.input_tokens;
   line["output_tokens"] = choice.output_tokens;
   line["spread"] = choice.spread;
   line["adapters"] = choice.adapters;
-  line["sequences"] = most_running;
-  line["pages"] = limits.pages;
+  line["sequences"] = figures.most_running;
+  line["pages"] = figures.pages;
   line["seconds"] = seconds;
-  line["tokens_per_second"] = tokens / seconds;
+  line["tokens_per_second"] = rate;
+  if (dp > 1) {
+    line["one_replica_tokens_per_second"] = alone;
+    line["weak_scaling"] = rate / (dp * alone);
+  }
   if (choice.seconds == 0.0) {
     line["count"] = choice.count;
-    if (until_tail > 0.0)
-      line["tokens_per_second_before_tail"] = static_cast<double>(tokens_until_tail) / until_tail;
+    if (figures.until_tail > 0.0)
+      line["tokens_per_second_before_tail"] =
+          static_cast<double>(figures.tokens_until_tail) / figures.until_tail;
   }
+  const EngineStatistics &before = figures.before, &after = figures.after;
   line["steps"] = after.steps - before.steps;
   line["prompt_tokens_computed"] = after.prompt_tokens_computed - before.prompt_tokens_computed;
   line["prompt_tokens_shared"] = after.prompt_tokens_shared - before.prompt_tokens_shared;
@@ -307,11 +393,12 @@ json rollout(const Context& context, const ModelConfig& config, const BenchChoic
   line["early_stops"] = after.hopeless_stops - before.hopeless_stops;
   line["early_stop_tokens"] = after.hopeless_tokens - before.hopeless_tokens;
   // What a step of that many sequences, half done on average, must read.
-  const double bytes = bytes_of_step(config, context.storage, most_running, average);
-  const double floor = static_cast<double>(most_running) * ceiling.copy_bytes_per_second / bytes;
+  const double bytes =
+      bytes_of_step(config, ranks.context.storage, figures.most_running, figures.average, tp);
+  const double floor = dp * static_cast<double>(figures.most_running) * ceiling.copy_bytes_per_second / bytes;
   line["floor_tokens_per_second"] = floor;
   line["ceiling"] = ceiling.to_json();
-  line["ratio"] = tokens / seconds / floor;
+  line["ratio"] = rate / floor;
   return line;
 }
 
@@ -327,7 +414,7 @@ int bench_decode_command(const Arguments& arguments) {
       "decode",
       "A step of decoding, sampling included, beside the time its bytes (weights, keys and values) need at "
       "the "
-      "rate of a copy.",
+      "rate of a copy. With --tp also without its collectives.",
       "--shape smollm2-135m --batch 32 --context 512", arguments,
       [](CommandLine& line, BenchChoice& choice) {
         line.add("batch", choice.batch, "sequences", at_least(1));
@@ -335,7 +422,7 @@ int bench_decode_command(const Arguments& arguments) {
         adapters_option(line, choice);
         add_engine_options(line, choice.engine);
       },
-      decode);
+      decode, BenchRanks::any);
 }
 
 int bench_prefill_command(const Arguments& arguments) {
@@ -347,7 +434,7 @@ int bench_prefill_command(const Arguments& arguments) {
         adapters_option(line, choice);
         add_engine_options(line, choice.engine);
       },
-      prefill);
+      prefill, BenchRanks::any);
 }
 
 int bench_rollout_command(const Arguments& arguments) {
@@ -355,7 +442,7 @@ int bench_rollout_command(const Arguments& arguments) {
       "rollout",
       "The engine under the load of a stage: pairs of requests with a shared prompt, the method's sampling, "
       "the "
-      "watch for repetitions.",
+      "watch for repetitions. Of several replicas, one alone and then all.",
       "--shape qwen2-7b --input-tokens 200 --output-tokens 6000 --seconds 20", arguments,
       [](CommandLine& line, BenchChoice& choice) {
         line.add("input-tokens", choice.input_tokens, "of a prompt", at_least(1));
@@ -365,14 +452,14 @@ int bench_rollout_command(const Arguments& arguments) {
                  "0: all "
                  "are as long",
                  at_least(0));
-        line.add("count", choice.count, "responses of a whole stage", at_least(1));
+        line.add("count", choice.count, "responses of a whole stage, of each replica", at_least(1));
         line.add("seconds", choice.seconds,
                  "instead of a stage: measure so long in steady state, every sequence somewhere on its way",
                  at_least(0));
         adapters_option(line, choice);
         add_engine_options(line, choice.engine);
       },
-      rollout);
+      rollout, BenchRanks::any);
 }
 
 }  // namespace sl

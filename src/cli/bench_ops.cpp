@@ -93,9 +93,10 @@ double layer_seconds(const Context& context, const std::vector<Product>& product
   return median_seconds(context, choice.repeats, [&] { graph.replay(context); }) / layers;
 }
 
-json linear(const Context& context, const ModelConfig& config, const BenchChoice& choice) {
+json linear(const Ranks& ranks, const ModelConfig& config, const BenchChoice& choice) {
+  const Context& context = ranks.context;
   const Ceiling ceiling = measure_ceiling(context);
-  json line = head_of_line(context, "linear", choice);
+  json line = head_of_line(ranks, "linear", choice);
   line["batch"] = choice.batch;
   double seconds = 0.0, flops = 0.0, floor = 0.0, layer = 0.0;
   std::vector<Product> products = products_of(config, context.storage);
@@ -254,9 +255,10 @@ json paged_decode(const Context& context, const ModelConfig& config, const Bench
           {"ratio", bytes / seconds / ceiling.copy_bytes_per_second}};
 }
 
-json attention(const Context& context, const ModelConfig& config, const BenchChoice& choice) {
+json attention(const Ranks& ranks, const ModelConfig& config, const BenchChoice& choice) {
+  const Context& context = ranks.context;
   const Ceiling ceiling = measure_ceiling(context);
-  json line = head_of_line(context, "attention", choice);
+  json line = head_of_line(ranks, "attention", choice);
   line["batch"] = choice.batch;
   line["context"] = choice.context;
   line.update(packed(context, config, choice, ceiling));
@@ -266,7 +268,8 @@ json attention(const Context& context, const ModelConfig& config, const BenchCho
 }
 
 // The method's filters and penalty on every row.
-json sampling(const Context& context, const ModelConfig& config, const BenchChoice& choice) {
+json sampling(const Ranks& ranks, const ModelConfig& config, const BenchChoice& choice) {
+  const Context& context = ranks.context;
   const Ceiling ceiling = measure_ceiling(context);
   const int64_t rows = choice.batch, words = (config.vocabulary + 31) / 32;
   Arena arena(context.device,
@@ -310,7 +313,7 @@ json sampling(const Context& context, const ModelConfig& config, const BenchChoi
     run(context, Copy{logits, scratch});
     run(context, op);
   });
-  json line = head_of_line(context, "sampling", choice);
+  json line = head_of_line(ranks, "sampling", choice);
   const double floor = static_cast<double>(logits.bytes()) / ceiling.copy_bytes_per_second;
   line["batch"] = rows;
   line["microseconds"] = 1e6 * (both - copy);

@@ -5,6 +5,7 @@
 #include "cli/bench.hpp"
 #include "cli/commands.hpp"
 #include "core/rng.hpp"
+#include "dist/nccl.hpp"
 #include "kernels/ops.hpp"
 #include "train/trainer.hpp"
 
@@ -13,9 +14,9 @@ namespace {
 
 using nlohmann::json;
 
-std::vector<TrainingRow> random_rows(int64_t tokens, int64_t sequence, int64_t vocabulary) {
-  std::vector<TrainingRow> rows;
-  Random random({.seed = 3});
+void add_random_rows(std::vector<TrainingRow>& rows, int replica, int64_t tokens, int64_t sequence,
+                     int64_t vocabulary) {
+  Random random({.seed = 3, .sample = replica});
   for (int64_t begin = 0; begin < tokens; begin += sequence) {
     TrainingRow row;
     // One token more than rows: each row predicts the next token.
@@ -25,15 +26,55 @@ std::vector<TrainingRow> random_rows(int64_t tokens, int64_t sequence, int64_t v
     }
     rows.push_back(std::move(row));
   }
-  return rows;
 }
 
-json train(const Context& context, const ModelConfig& config, const BenchChoice& choice) {
+int64_t sequence_of(const BenchChoice& choice) {
+  return choice.sequence > 0 ? std::min(choice.sequence, choice.context) : choice.context;
+}
+
+struct TrainingFigures {
+  StepRecord middle;  // of median rate
+  double loss = 0.0;
+  int64_t kept_layers = 0, activation_bytes = 0;
+};
+
+// Steps in which every replica has --context tokens. Collective over the replica and `data_parallel`.
+TrainingFigures train_steps(const Transformer& transformer, const Trainable& trained,
+                            const BenchChoice& choice, Communicator& data_parallel) {
+  std::vector<TrainingRow> rows;
+  for (int replica = 0; replica < data_parallel.size(); ++replica)
+    add_random_rows(rows, replica, choice.context, sequence_of(choice), transformer.config->vocabulary);
+  constexpr int64_t warm_up = 2;
+  TrainingOptions options;
+  options.finetune = choice.finetune;
+  options.epochs = choice.repeats + warm_up;
+  options.batch_sequences = static_cast<int64_t>(rows.size());
+  options.pass_tokens = choice.context;
+  options.cutoff = sequence_of(choice) + 1;
+  options.recompute = choice.recompute;
+  options.shuffle = false;  // each replica keeps its own
+  Trainer trainer(transformer, trained, std::move(rows), options, data_parallel);
+  log_memory();
+  std::vector<StepRecord> steps;
+  while (trainer.step()) steps.push_back(trainer.last());
+  steps.erase(steps.begin(), steps.begin() + warm_up);
+  const auto middle = steps.begin() + static_cast<int64_t>(steps.size() / 2);
+  std::nth_element(steps.begin(), middle, steps.end(), [](const StepRecord& a, const StepRecord& b) {
+    return a.tokens_per_second < b.tokens_per_second;
+  });
+  return {.middle = *middle,
+          .loss = trainer.last().loss,
+          .kept_layers = trainer.pass().kept_layers(),
+          .activation_bytes = trainer.pass().bytes()};
+}
+
+json train(const Ranks& ranks, const ModelConfig& config, const BenchChoice& choice) {
+  const Context& context = ranks.context;
+  const int dp = ranks.groups.grid.dp;
   const Ceiling ceiling = measure_ceiling(context);
-  RandomModel model(context, config);
+  RandomModel model(ranks, config);
   const Transformer& transformer = model.transformer();
   const bool full = choice.finetune == Finetune::full;
-  const int64_t sequence = choice.sequence > 0 ? std::min(choice.sequence, choice.context) : choice.context;
   std::optional<Adapter> adapter;
   std::optional<Parameters> exact;
   Trainable trained;
@@ -49,38 +90,34 @@ json train(const Context& context, const ModelConfig& config, const BenchChoice&
       run(context, Copy{model.weights().tensors()[i].local, exact->tensors()[i].local});
     trained.parameters = &*exact;
   }
-  std::vector<TrainingRow> rows = random_rows(choice.context, sequence, config.vocabulary);
-  constexpr int64_t warm_up = 2;
-  TrainingOptions options;
-  options.finetune = choice.finetune;
-  options.epochs = choice.repeats + warm_up;
-  options.batch_sequences = static_cast<int64_t>(rows.size());
-  options.pass_tokens = choice.context;
-  options.cutoff = sequence + 1;
-  options.recompute = choice.recompute;
-  Trainer trainer(transformer, trained, std::move(rows), options, model.alone());
-  log_memory();
-  std::vector<StepRecord> steps;
-  while (trainer.step()) steps.push_back(trainer.last());
-  steps.erase(steps.begin(), steps.begin() + warm_up);
-  const auto middle = steps.begin() + static_cast<int64_t>(steps.size() / 2);
-  std::nth_element(steps.begin(), middle, steps.end(), [](const StepRecord& a, const StepRecord& b) {
-    return a.tokens_per_second < b.tokens_per_second;
-  });
+  TrainingFigures alone;
+  // One replica while the others wait, then all: what a replica loses by not being alone.
+  if (dp > 1) {
+    const auto nobody = make_local_communicator();
+    if (ranks.groups.place.replica == 0) alone = train_steps(transformer, trained, choice, *nobody);
+    ranks.groups.world->barrier();
+  }
+  const TrainingFigures figures = train_steps(transformer, trained, choice, *ranks.groups.data);
+  const StepRecord& step = figures.middle;
 
-  json line = head_of_line(context, "train", choice);
+  json line = head_of_line(ranks, "train", choice);
   line["finetune"] = full ? "full" : "lora";
   line["context"] = choice.context;
-  line["sequence"] = sequence;
-  line["loss"] = trainer.last().loss;
-  line["milliseconds"] = 1e3 * static_cast<double>(middle->tokens) / middle->tokens_per_second;
-  line["tokens_per_second"] = middle->tokens_per_second;
-  line["tflops"] = middle->tflops;
+  line["sequence"] = sequence_of(choice);
+  line["loss"] = figures.loss;
+  line["milliseconds"] = 1e3 * static_cast<double>(step.tokens) / step.tokens_per_second;
+  line["tokens_per_second"] = step.tokens_per_second;
+  line["tflops"] = step.tflops;
+  if (dp > 1) {
+    line["one_replica_tokens_per_second"] = alone.middle.tokens_per_second;
+    line["weak_scaling"] = step.tokens_per_second / (dp * alone.middle.tokens_per_second);
+  }
+  if (ranks.groups.grid.tp > 1) line["collectives"] = way_of(*ranks.groups.tensor);
   line["layers"] = config.layers;
-  line["kept_layers"] = trainer.pass().kept_layers();
-  line["activation_gib"] = static_cast<double>(trainer.pass().bytes()) / (int64_t{1} << 30);
+  line["kept_layers"] = figures.kept_layers;
+  line["activation_gib"] = static_cast<double>(figures.activation_bytes) / (int64_t{1} << 30);
   line["ceiling"] = ceiling.to_json();
-  line["ratio"] = 1e12 * middle->tflops / ceiling.flops_per_second;
+  line["ratio"] = 1e12 * step.tflops / ceiling.flops_per_second;
   return line;
 }
 
@@ -90,10 +127,10 @@ int bench_train_command(const Arguments& arguments) {
   return run_bench(
       "train",
       "A training step of packed sequences: forward, backward and update. Operations are counted once, also "
-      "where activations are computed again.",
+      "where activations are computed again. Of several replicas, one alone and then all.",
       "--shape qwen2-7b --context 8192", arguments,
       [](CommandLine& line, BenchChoice& choice) {
-        line.add("context", choice.context, "tokens of a step", at_least(1));
+        line.add("context", choice.context, "tokens of a step, of each replica", at_least(1));
         line.add("sequence", choice.sequence, "tokens of each sequence in it; 0: one sequence", at_least(0));
         line.add_choice("finetune", choice.finetune, {{"lora", Finetune::lora}, {"full", Finetune::full}},
                         "an adapter of rank 8, or all weights");
@@ -101,7 +138,7 @@ int bench_train_command(const Arguments& arguments) {
                         {{"auto", Recompute::automatic}, {"all", Recompute::all}, {"none", Recompute::none}},
                         "layers that compute their activations a second time; auto: as memory needs");
       },
-      train);
+      train, BenchRanks::any);
 }
 
 }  // namespace sl
