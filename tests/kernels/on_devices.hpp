@@ -33,12 +33,13 @@ inline std::string name_of(const Place& place) {
 // What GoogleTest calls a parameter.
 inline void PrintTo(const Place& place, std::ostream* out) { *out << name_of(place); }
 
-inline Context context_of(const Place& place) {
+// A process uses one GPU: the one it asks for first.
+inline Context context_of(const Place& place, int gpu = 0) {
   Context context{.device = place.device, .storage = place.storage};
   if (place.device == Device::cuda) {
     // Never closed: at the end of the process the driver may be gone first.
-    static const auto* const gpu = new std::shared_ptr<CudaState>(open_gpu(0, ""));
-    context.cuda = gpu->get();
+    static const auto* const opened = new std::shared_ptr<CudaState>(open_gpu(gpu, ""));
+    context.cuda = opened->get();
   }
   return context;
 }
