@@ -67,8 +67,9 @@ double bytes_of_step(const ModelConfig& config, DType storage, int64_t rows, int
   const int64_t embedding = config.tied ? 0 : config.vocabulary * config.hidden;
   const int64_t key_heads = head_share(config.heads, config.key_heads, tp, 0).key_heads.size();
   const int64_t numbers_of_token = 2 * config.layers * key_heads * config.head_dim;
+  const int64_t weights = (config.parameters() - embedding) / tp;
   return static_cast<double>(size_of(storage)) *
-         static_cast<double>((config.parameters() - embedding) / tp + rows * context * numbers_of_token);
+         static_cast<double>(weights + rows * context * numbers_of_token);
 }
 
 double slowest(const Ranks& ranks, double seconds) {
