@@ -30,16 +30,28 @@ class Rollouts {
       : options_{session.limits.max_batch_rows, session.limits.max_sequences, session.limits.max_positions},
         model_(session.model.transformer(), options_, session.limits.pages, session.limits.tokens_per_page),
         engine_(model_, session.model.tokenizer(), options_) {
-    if (iteration == 1) return;
-    const auto adapter_of = [&](Role role) {
-      return session.model.adapter_from(session.folder.adapter(iteration - 1, std::string(role_name(role))));
-    };
-    const Adapter generator = adapter_of(Role::generator), extender = adapter_of(Role::extender);
-    model_.set_adapters(std::vector{&generator, &extender});
+    if (iteration > 1) serve_adapters(session, iteration - 1);
+    if (!session.first()) return;
+    session.folder.append_metrics({{"iteration", iteration},
+                                   {"stage", "rollouts begin"},
+                                   {"seconds", whole_.seconds()},
+                                   {"adapter_seconds", adapter_seconds_}});
   }
   Engine& engine() { return engine_; }
 
  private:
+  void serve_adapters(Session& session, int64_t iteration) {
+    const auto adapter_of = [&](Role role) {
+      return session.model.adapter_from(session.folder.adapter(iteration, std::string(role_name(role))));
+    };
+    const Adapter generator = adapter_of(Role::generator), extender = adapter_of(Role::extender);
+    const Stopwatch watch;
+    model_.set_adapters(std::vector{&generator, &extender});
+    adapter_seconds_ = watch.seconds();
+  }
+
+  const Stopwatch whole_;       // before all that takes time
+  double adapter_seconds_ = 0;  // from device memory to where the engine has them
   EngineOptions options_;
   ModelStep model_;
   Engine engine_;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -22,6 +23,17 @@ std::string_view role_name(Role role);
 
 // Set by the signal handler of main: SIGTERM, SIGINT or SIGUSR1 ask for a stop with everything saved.
 extern std::atomic<int> stop_signal;
+
+// Seconds since it was made.
+class Stopwatch {
+ public:
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+};
 
 // Thrown on every rank at the same point when the run stops at a signal; all finished work is on disk.
 struct Stopped {};

@@ -47,6 +47,7 @@ void train_role(Session& session, int64_t iteration, Role role, const Table& pai
     return;
   }
 
+  const Stopwatch before_steps;
   Adapter adapter = starting_adapter(session, iteration, role);
   TrainingOptions options = session.method.training;
   options.seed =
@@ -55,6 +56,12 @@ void train_role(Session& session, int64_t iteration, Role role, const Table& pai
                   *session.groups.data);
   if (exists_for_all(session, checkpoint)) trainer.load_checkpoint(checkpoint);
   const bool writer = session.replica() == 0;
+  if (session.first()) {
+    session.folder.append_metrics({{"iteration", iteration},
+                                   {"stage", "training begins"},
+                                   {"role", name},
+                                   {"seconds", before_steps.seconds()}});
+  }
 
   while (trainer.state().step < trainer.total_steps()) {
     if (session.stop_agreed()) {
