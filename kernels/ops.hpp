@@ -91,6 +91,7 @@ struct RmsNormBackward {
   Tensor grad_out;       // T, H
   Tensor grad_x;         // T, H, accumulated into
   Tensor grad_weight{};  // H, accumulated into, or undefined
+  Tensor rounded{};      // T, H, or undefined: grad_x after, in the storage dtype
 };
 
 // Rotates the first `heads` heads of each row in place (query and key heads): element i of the first half of
@@ -182,6 +183,7 @@ struct SwiGluBackward {
   Tensor gate_up;       // T, 2F
   Tensor grad_out;      // T, F
   Tensor grad_gate_up;  // T, 2F, overwritten; may be gate_up itself
+  Tensor product{};     // T, F, or undefined: silu(gate) * up, as SwiGlu gives it; may be grad_out itself
 };
 
 struct GatherRows {  // out(i) = x(indices(i))
@@ -278,6 +280,7 @@ struct Sample {
 // AdamW (Loshchilov and Hutter 2019) with bias correction, as torch.optim.AdamW orders it: decay, then step.
 struct AdamW {
   Tensor parameter, gradient, first_moment, second_moment;  // same shape, f32
+  Tensor rounded{};  // the same shape in the storage dtype, or undefined: the parameter after
   float learning_rate = 0.0F, beta1 = 0.9F, beta2 = 0.999F, epsilon = 1e-8F, weight_decay = 0.0F;
   float gradient_scale = 1.0F;  // the gradient is multiplied by this first (clipping, averaging)
   int64_t step = 1;             // from 1

@@ -22,6 +22,7 @@ void launch<Device::cpu>(const Context& context, const AdamW& op) {
   const int64_t size = op.parameter.size();
   for (const Tensor* tensor : {&op.parameter, &op.gradient, &op.first_moment, &op.second_moment})
     check_dense("AdamW", context.device, *tensor, size);
+  if (op.rounded.defined()) check_dense("AdamW", context.device, op.rounded, size);
   require(op.step >= 1, "AdamW: steps count from 1");
   float* parameter = op.parameter.data<float>();
   const float* gradient = op.gradient.data<float>();
@@ -40,6 +41,7 @@ void launch<Device::cpu>(const Context& context, const AdamW& op) {
     parameter[i] =
         parameter[i] * keep - step_size * first[i] / (std::sqrt(second[i]) * second_scale + op.epsilon);
   }
+  if (op.rounded.defined()) std::copy_n(parameter, size, op.rounded.data<float>());
 }
 
 template <>

@@ -1,4 +1,5 @@
 // Root-mean-square normalisation (Zhang and Sennrich 2019) with the residual addition before it.
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -58,9 +59,11 @@ void launch<Device::cpu>(const Context& context, const RmsNormBackward& op) {
                                   {"weight", op.weight, "H"},
                                   {"grad_out", op.grad_out, "TH"},
                                   {"grad_x", op.grad_x, "TH"},
-                                  {"grad_weight", op.grad_weight, "H", DType::f32, true}});
+                                  {"grad_weight", op.grad_weight, "H", DType::f32, true},
+                                  {"rounded", op.rounded, "TH", DType::f32, true}});
   const int64_t rows = dims['T'], width = dims['H'];
   const Rows x = rows_of(op.x), grad_out = rows_of(op.grad_out), grad_x = rows_of(op.grad_x);
+  const Rows rounded = op.rounded.defined() ? rows_of(op.rounded) : Rows{nullptr, 0};
   const float* weight = op.weight.data<float>();
   thread_local std::vector<float> scratch;
   scratch.resize(static_cast<size_t>(rows));
@@ -78,6 +81,7 @@ void launch<Device::cpu>(const Context& context, const RmsNormBackward& op) {
         static_cast<float>(product * std::pow(static_cast<double>(inverse), 3) / static_cast<double>(width));
     float* result = grad_x[t];
     for (int64_t i = 0; i < width; ++i) result[i] += inverse * gt[i] * weight[i] - along * xt[i];
+    if (rounded.data != nullptr) std::copy_n(result, width, rounded[t]);
   }
   if (!op.grad_weight.defined()) return;
   // Blocks of columns, so that the order of the sum over rows does not depend on the number of threads.

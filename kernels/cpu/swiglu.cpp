@@ -53,17 +53,21 @@ void launch<Device::cpu>(const Context& context, const SwiGluBackward& op) {
   const Dims dims = match_shapes("SwiGluBackward", context.device,
                                  {{"gate_up", op.gate_up, "TG"},
                                   {"grad_out", op.grad_out, "TF"},
-                                  {"grad_gate_up", op.grad_gate_up, "TG"}},
+                                  {"grad_gate_up", op.grad_gate_up, "TG"},
+                                  {"product", op.product, "TF", DType::f32, true}},
                                  {{'G', 2 * width}});
   const Rows gate_up = rows_of(op.gate_up), grad_out = rows_of(op.grad_out), grad = rows_of(op.grad_gate_up);
+  const Rows product = op.product.defined() ? rows_of(op.product) : Rows{nullptr, 0};
 #pragma omp parallel for if (dims['T'] * width > parallel_floats)
   for (int64_t t = 0; t < dims['T']; ++t) {
     const float *gate = gate_up[t], *up = gate + width, *grad_y = grad_out[t];
     float *grad_gate = grad[t], *grad_up = grad_gate + width;
+    float* y = product.data != nullptr ? product[t] : nullptr;
     for_each_vector(width, [=](const auto& get, const auto& put) {
       const Lanes g = get(gate), u = get(up), gy = get(grad_y), s = sigmoid(g);
       put(grad_gate, gy * u * s * (1.0F + g * (1.0F - s)));
       put(grad_up, gy * g * s);
+      if (y != nullptr) put(y, g * s * u);
     });
   }
 }

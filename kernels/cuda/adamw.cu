@@ -16,7 +16,9 @@ void check_dense(const char* op, Device device, const Tensor& tensor, int64_t si
                  std::to_string(size) + " numbers on " + std::string(name_of(device)));
 }
 
+template <typename T>
 struct AdamWStep {
+  T* rounded;  // or null
   float* parameter;
   const float* gradient;
   float *first_moment, *second_moment;
@@ -37,6 +39,7 @@ struct AdamWStep {
       p[i] = p[i] * keep - step_size * first[i] / (sqrtf(second[i]) * second_scale + epsilon);
     }
     store(parameter + column, p);
+    if (rounded != nullptr) store(rounded + column, p);
     store(first_moment + column, first);
     store(second_moment + column, second);
   }
@@ -79,23 +82,30 @@ void launch<Device::cuda>(const Context& context, const AdamW& op) {
   const int64_t size = op.parameter.size();
   for (const Tensor* tensor : {&op.parameter, &op.gradient, &op.first_moment, &op.second_moment})
     check_dense("AdamW", context.device, *tensor, size);
+  if (op.rounded.defined()) check_dense("AdamW", context.device, op.rounded, size);
   require(op.step >= 1, "AdamW: steps count from 1");
   const double step = static_cast<double>(op.step);
   const double correction1 = 1.0 - std::pow(static_cast<double>(op.beta1), step);
   const double correction2 = 1.0 - std::pow(static_cast<double>(op.beta2), step);
-  for_each_element<4>(
-      context, {1, size}, rows_aligned(4, {&op.parameter, &op.gradient, &op.first_moment, &op.second_moment}),
-      AdamWStep{.parameter = op.parameter.data<float>(),
-                .gradient = op.gradient.data<float>(),
-                .first_moment = op.first_moment.data<float>(),
-                .second_moment = op.second_moment.data<float>(),
-                .beta1 = op.beta1,
-                .beta2 = op.beta2,
-                .epsilon = op.epsilon,
-                .gradient_scale = op.gradient_scale,
-                .keep = 1.0F - op.learning_rate * op.weight_decay,
-                .step_size = static_cast<float>(static_cast<double>(op.learning_rate) / correction1),
-                .second_scale = static_cast<float>(1.0 / std::sqrt(correction2))});
+  const bool aligned =
+      rows_aligned(4, {&op.parameter, &op.gradient, &op.first_moment, &op.second_moment, &op.rounded});
+  with_element_type(op.rounded.defined() ? op.rounded.dtype() : DType::f32, [&](auto element) {
+    using T = decltype(element);
+    for_each_element<4>(
+        context, {1, size}, aligned,
+        AdamWStep<T>{.rounded = op.rounded.defined() ? pointer<T>(op.rounded) : nullptr,
+                     .parameter = op.parameter.data<float>(),
+                     .gradient = op.gradient.data<float>(),
+                     .first_moment = op.first_moment.data<float>(),
+                     .second_moment = op.second_moment.data<float>(),
+                     .beta1 = op.beta1,
+                     .beta2 = op.beta2,
+                     .epsilon = op.epsilon,
+                     .gradient_scale = op.gradient_scale,
+                     .keep = 1.0F - op.learning_rate * op.weight_decay,
+                     .step_size = static_cast<float>(static_cast<double>(op.learning_rate) / correction1),
+                     .second_scale = static_cast<float>(1.0 / std::sqrt(correction2))});
+  });
 }
 
 template <>

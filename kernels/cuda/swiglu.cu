@@ -81,8 +81,8 @@ struct GatedActivation {
   }
 };
 
-// d silu(g) / d g = s (1 + g (1 - s)), s = sigmoid(g). The result may take the place of gate_up: a thread
-// reads its elements of all three before it writes.
+// d silu(g) / d g = s (1 + g (1 - s)), s = sigmoid(g). The results may take the places of gate_up and
+// grad_out: a thread reads its elements of all three before it writes.
 template <typename T>
 struct GatedActivationBackward {
   const T* gate_up;
@@ -92,23 +92,27 @@ struct GatedActivationBackward {
   int64_t grad_out_stride;
   T* grad;
   int64_t grad_stride;
+  T* product;  // or null
+  int64_t product_stride;
 
   template <int N>
   __device__ void at(int64_t row, int64_t column) const {
     const T* gate = gate_up + row * gate_up_stride + column;
-    float g[N], u[N], gy[N];
+    float g[N], u[N], gy[N], y[N];
     load(g, gate);
     load(u, gate + width);
     load(gy, grad_out + row * grad_out_stride + column);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const float s = sigmoid<T>(g[i]), gate_i = g[i];
+      y[i] = u[i] * activated<T>(gate_i);
       g[i] = gy[i] * u[i] * s * (1.0F + gate_i * (1.0F - s));
       u[i] = gy[i] * gate_i * s;
     }
     T* to = grad + row * grad_stride + column;
     store(to, g);
     store(to + width, u);
+    if (product != nullptr) store(product + row * product_stride + column, y);
   }
 };
 
@@ -167,17 +171,20 @@ void launch<Device::cuda>(const Context& context, const SwiGluBackward& op) {
   const Dims dims = match_shapes("SwiGluBackward", context.device,
                                  {{"gate_up", op.gate_up, "TG", storage},
                                   {"grad_out", op.grad_out, "TF", storage},
-                                  {"grad_gate_up", op.grad_gate_up, "TG", storage}},
+                                  {"grad_gate_up", op.grad_gate_up, "TG", storage},
+                                  {"product", op.product, "TF", storage, true}},
                                  {{'G', 2 * width}});
   with_element_type(storage, [&](auto element) {
     using T = decltype(element);
     constexpr int n = elements_at_once<T>;
-    const bool aligned = width % n == 0 && rows_aligned(n, {&op.gate_up, &op.grad_out, &op.grad_gate_up});
-    for_each_element<n>(
-        context, {dims['T'], width}, aligned,
-        GatedActivationBackward<T>{pointer<T>(op.gate_up), op.gate_up.row_stride(), width,
-                                   pointer<T>(op.grad_out), op.grad_out.row_stride(),
-                                   pointer<T>(op.grad_gate_up), op.grad_gate_up.row_stride()});
+    const bool aligned =
+        width % n == 0 && rows_aligned(n, {&op.gate_up, &op.grad_out, &op.grad_gate_up, &op.product});
+    for_each_element<n>(context, {dims['T'], width}, aligned,
+                        GatedActivationBackward<T>{pointer<T>(op.gate_up), op.gate_up.row_stride(), width,
+                                                   pointer<T>(op.grad_out), op.grad_out.row_stride(),
+                                                   pointer<T>(op.grad_gate_up), op.grad_gate_up.row_stride(),
+                                                   op.product.defined() ? pointer<T>(op.product) : nullptr,
+                                                   op.product.defined() ? op.product.row_stride() : 0});
   });
 }
 

@@ -72,9 +72,9 @@ json train(const Ranks& ranks, const ModelConfig& config, const BenchChoice& cho
   const Context& context = ranks.context;
   const int dp = ranks.groups.grid.dp;
   const Ceiling ceiling = measure_ceiling(context);
-  RandomModel model(ranks, config);
-  const Transformer& transformer = model.transformer();
   const bool full = choice.finetune == Finetune::full;
+  RandomModel model(ranks, config, full ? 0 : 1);  // with room for an adapter
+  const Transformer& transformer = model.transformer();
   std::optional<Adapter> adapter;
   std::optional<Parameters> exact;
   Trainable trained;

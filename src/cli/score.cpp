@@ -176,7 +176,9 @@ int score_command(const Arguments& arguments) {
   std::unique_ptr<RowOutput> output;
   if (ranks.first()) output = std::make_unique<RowOutput>(options.files.output);
 
-  const auto model = load_model(std::move(source), ranks);
+  std::vector<LoraShape> shapes;
+  if (!options.model.adapter.empty()) shapes.push_back(read_lora_shape(options.model.adapter));
+  const auto model = load_model(std::move(source), ranks, ServedAdapters::room_for(shapes));
   const std::optional<Adapter> adapter = load_chosen_adapter(options.model, *model);
   const int64_t pass_rows = std::max(longest, std::min(options.pass_tokens, total));
   TrainingPass pass(

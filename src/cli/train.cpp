@@ -86,7 +86,10 @@ int train(TrainChoice& choice, const std::vector<std::vector<Message>>& conversa
   std::unique_ptr<RunLock> lock;
   if (ranks.first()) lock = std::make_unique<RunLock>(folder);
 
-  const auto model = load_model(open_model(choice.model.model), ranks);
+  LoraShape lora = choice.options.lora;
+  if (!choice.model.adapter.empty()) lora = read_lora_shape(choice.model.adapter);
+  const int64_t room = choice.full() ? 0 : ServedAdapters::room_for(std::span(&lora, 1));
+  const auto model = load_model(open_model(choice.model.model), ranks, room);
   std::vector<TrainingRow> rows;
   for (const auto& conversation : conversations) {
     TrainingTokens encoded = model->chat().encode_training(conversation);
@@ -106,7 +109,7 @@ int train(TrainChoice& choice, const std::vector<std::vector<Message>>& conversa
     if (!choice.model.adapter.empty()) {
       adapter = model->exact_adapter_from(choice.model.adapter);
     } else {
-      adapter.emplace(model->config(), model->shard(), choice.options.lora, ranks.context.device, "adapter");
+      adapter.emplace(model->config(), model->shard(), lora, ranks.context.device, "adapter");
       initialise(*adapter, choice.options.seed);
     }
     trained.adapter = &*adapter;

@@ -10,6 +10,7 @@ namespace sl {
 
 void TrainingPass::backward(const Adapter* adapter, const Trainable& gradients) {
   const ProfilerRange range("backward");
+  if (model_.context.storage != DType::f32) run(model_.context, Copy{gradient_, rounded_gradient_.outputs});
   for (int64_t layer = model_.config->layers - 1; layer >= 0; --layer) {
     if (layer >= kept_layers_ && shared_holder_ != layer) compute_activations(layer, adapter);
     backward_ffn(layer, adapter, gradients);
@@ -30,37 +31,40 @@ void TrainingPass::backward_ffn(int64_t layer, const Adapter* adapter, const Tra
   const LayerWeights* full =
       gradients.parameters != nullptr ? &gradients.parameters->layers[static_cast<size_t>(layer)] : nullptr;
   const int64_t mark = arena_.mark();
-  const Tensor grad_out = stored(gradient_);
-
-  // down
-  const Tensor product = take(rows_, ffn_);
-  activate(layer, product);
-  const Tensor grad_product = take(rows_, ffn_);
-  linear_input_gradient(context, grad_out, weights.down, grad_product);
-  if (adapter != nullptr) {
-    const Tensor low = take(rows_, adapter->shape().rank);
-    linear(context, product, adapter->stacked_a(layer, down_group), low);
-    backward_lora(adapter, gradients, layer, down_group, product, low, grad_out, grad_product);
-  }
-  if (full != nullptr) linear_weight_gradient(context, grad_out, product, full->down);
-
-  // gate and up; their gradient takes their place
-  const Tensor grad_gate_up = kept.gate_up;
-  run(context,
-      SwiGluBackward{.gate_up = kept.gate_up, .grad_out = grad_product, .grad_gate_up = grad_gate_up});
+  const WithLow& grad_out = rounded_gradient_;
   const Tensor x = normalised(kept.middle, weights.ffn_norm);
   const Tensor grad_x = take(rows_, model_.config->hidden);
-  linear_input_gradient(context, grad_gate_up, weights.gate_up, grad_x);
-  backward_lora(adapter, gradients, layer, gate_up_group, x, kept.low_gate_up, grad_gate_up, grad_x);
-  if (full != nullptr) linear_weight_gradient(context, grad_gate_up, x, full->gate_up);
-  reduce(grad_x);
+  const Tensor product = take(rows_, ffn_);
+  if (!kept.adapted) activate(layer, product);  // for gate_up, which gets the adapter's part
 
-  run(context, RmsNormBackward{.x = kept.middle,
-                               .weight = weights.ffn_norm,
-                               .epsilon = model_.config->rms_epsilon,
-                               .grad_out = grad_x,
-                               .grad_x = gradient_,
-                               .grad_weight = full != nullptr ? full->ffn_norm : Tensor()});
+  // The activation's gradient takes its place, and then the activation itself; gate_up's gradient takes its.
+  low_gradient(adapter, layer, down_group, grad_out);
+  linear_input_gradient(context, grad_out.all, weights.with_room.down.rows(0, grad_out.all.columns()),
+                        product);
+  run(context, SwiGluBackward{.gate_up = kept.gate_up.outputs,
+                              .grad_out = product,
+                              .grad_gate_up = kept.gate_up.outputs,
+                              .product = product});
+  const WithLow& grad_gate_up = kept.gate_up;
+
+  // down
+  if (adapter != nullptr) {
+    const Tensor low = take(rows_, rank_);
+    linear(context, product, adapter->stacked_a(layer, down_group), low);
+    b_gradient(adapter, gradients, layer, down_group, low, grad_out.outputs);
+  }
+  a_gradient(adapter, gradients, layer, down_group, product, grad_out);
+  if (full != nullptr) linear_weight_gradient(context, grad_out.outputs, product, full->down);
+
+  // gate and up; the gradient of x A^T takes its place
+  b_gradient(adapter, gradients, layer, gate_up_group, kept.gate_up.low, grad_gate_up.outputs);
+  low_gradient(adapter, layer, gate_up_group, grad_gate_up);
+  linear_input_gradient(context, grad_gate_up.all,
+                        weights.with_room.gate_up.rows(0, grad_gate_up.all.columns()), grad_x);
+  a_gradient(adapter, gradients, layer, gate_up_group, x, grad_gate_up);
+  if (full != nullptr) linear_weight_gradient(context, grad_gate_up.outputs, x, full->gate_up);
+  reduce(grad_x);
+  norm_gradient(kept.middle, weights.ffn_norm, grad_x, full != nullptr ? full->ffn_norm : Tensor());
   arena_.release(mark);
 }
 
@@ -72,18 +76,20 @@ void TrainingPass::backward_attention(int64_t layer, const Adapter* adapter, con
       gradients.parameters != nullptr ? &gradients.parameters->layers[static_cast<size_t>(layer)] : nullptr;
   const int64_t qkv_width = query_width_ + 2 * key_width_;
   const int64_t mark = arena_.mark();
-  const Tensor grad_out = stored(gradient_);
+  const WithLow& grad_out = rounded_gradient_;
 
   // output projection
   const Tensor grad_attention = take(rows_, query_width_);
-  linear_input_gradient(context, grad_out, weights.output, grad_attention);
-  backward_lora(adapter, gradients, layer, output_group, kept.attention, kept.low_output, grad_out,
-                grad_attention);
-  if (full != nullptr) linear_weight_gradient(context, grad_out, kept.attention, full->output);
+  b_gradient(adapter, gradients, layer, output_group, kept.low_output, grad_out.outputs);
+  low_gradient(adapter, layer, output_group, grad_out);
+  linear_input_gradient(context, grad_out.all, weights.with_room.output.rows(0, grad_out.all.columns()),
+                        grad_attention);
+  a_gradient(adapter, gradients, layer, output_group, kept.attention, grad_out);
+  if (full != nullptr) linear_weight_gradient(context, grad_out.outputs, kept.attention, full->output);
 
   // attention and rotation
-  const Tensor grad_qkv = take(rows_, qkv_width);
-  run(context, PackedAttentionBackward{.qkv = kept.qkv,
+  const WithLow grad_qkv = take_with_low(context.storage, qkv_width, 3);
+  run(context, PackedAttentionBackward{.qkv = kept.qkv.outputs,
                                        .offsets = offsets_,
                                        .query_heads = model_.shard->query_heads.size(),
                                        .key_heads = model_.shard->key_heads.size(),
@@ -91,60 +97,87 @@ void TrainingPass::backward_attention(int64_t layer, const Adapter* adapter, con
                                        .out = kept.attention,
                                        .log_sum_exp = kept.log_sum_exp,
                                        .grad_out = grad_attention,
-                                       .grad_qkv = grad_qkv});
-  rotate(grad_qkv, /*inverse=*/true);
+                                       .grad_qkv = grad_qkv.outputs});
+  rotate(grad_qkv.outputs, /*inverse=*/true);
 
   // query, key and value projections
   const Tensor x = normalised(residual(layer), weights.attention_norm);
-  const Tensor grad_x = take(rows_, model_.config->hidden);
-  linear_input_gradient(context, grad_qkv, weights.qkv, grad_x);
-  backward_lora(adapter, gradients, layer, qkv_group, x, kept.low_qkv, grad_qkv, grad_x);
+  b_gradient(adapter, gradients, layer, qkv_group, kept.qkv.low, grad_qkv.outputs);
+  low_gradient(adapter, layer, qkv_group, grad_qkv);
+  a_gradient(adapter, gradients, layer, qkv_group, x, grad_qkv);
   if (full != nullptr) {
-    linear_weight_gradient(context, grad_qkv, x, full->qkv);
+    linear_weight_gradient(context, grad_qkv.outputs, x, full->qkv);
     if (full->qkv_bias.defined()) {
       const Tensor ones = take(1, rows_);
       run(context, Fill{ones, 1.0F});
-      run(context,
-          Gemm{.a = ones, .b = grad_qkv, .out = full->qkv_bias.reshaped({1, qkv_width}), .beta = 1.0F});
+      run(context, Gemm{.a = ones,
+                        .b = grad_qkv.outputs,
+                        .out = full->qkv_bias.reshaped({1, qkv_width}),
+                        .beta = 1.0F});
     }
   }
   // An adapter's gradients do not need that of the embedded tokens.
   if (layer > 0 || full != nullptr) {
+    const Tensor grad_x = take(rows_, model_.config->hidden);
+    linear_input_gradient(context, grad_qkv.all, weights.with_room.qkv.rows(0, grad_qkv.all.columns()),
+                          grad_x);
     reduce(grad_x);
-    run(context, RmsNormBackward{.x = residual(layer),
-                                 .weight = weights.attention_norm,
-                                 .epsilon = model_.config->rms_epsilon,
-                                 .grad_out = grad_x,
-                                 .grad_x = gradient_,
-                                 .grad_weight = full != nullptr ? full->attention_norm : Tensor()});
+    norm_gradient(residual(layer), weights.attention_norm, grad_x,
+                  full != nullptr ? full->attention_norm : Tensor());
   }
   arena_.release(mark);
 }
 
-// Of out += scale * low B^T with low = x A^T, for each projection of the group in its columns of out: adds to
-// the gradients of A, B and x.
-void TrainingPass::backward_lora(const Adapter* adapter, const Trainable& gradients, int64_t layer,
-                                 ProjectionGroup group, const Tensor& x, const Tensor& low,
-                                 const Tensor& grad_out, const Tensor& grad_x) {
+// gradient_ and its rounded form become those of the residual before the norm.
+void TrainingPass::norm_gradient(const Tensor& x, const Tensor& weight, const Tensor& grad_out,
+                                 const Tensor& grad_weight) {
+  run(model_.context,
+      RmsNormBackward{
+          .x = x,
+          .weight = weight,
+          .epsilon = model_.config->rms_epsilon,
+          .grad_out = grad_out,
+          .grad_x = gradient_,
+          .grad_weight = grad_weight,
+          .rounded = gradient_.dtype() == model_.context.storage ? Tensor() : rounded_gradient_.outputs});
+}
+
+// The gradients of an adapter. With low = x A^T, to each projection of a group is added scale * low B^T, in
+// its columns of the output.
+
+// To those of B is added scale * grad_out^T low.
+void TrainingPass::b_gradient(const Adapter* adapter, const Trainable& gradients, int64_t layer,
+                              ProjectionGroup group, const Tensor& low, const Tensor& grad_out) {
   if (adapter == nullptr) return;
-  const Context& context = model_.context;
-  const int64_t rank = adapter->shape().rank;
-  const float scale = adapter->shape().scale();
-  const int64_t mark = arena_.mark();
-  const Tensor grad_low = take(rows_, low.columns());
+  int64_t begin = 0, low_begin = 0;
+  for (const Projection projection : group) {
+    const Tensor grad_b = gradients.adapter->pair(layer, projection).b;
+    linear_weight_gradient(model_.context, grad_out.columns(begin, begin + grad_b.rows()),
+                           low.columns(low_begin, low_begin + rank_), grad_b, adapter->shape().scale());
+    low_begin += rank_;
+    begin += grad_b.rows();
+  }
+}
+
+// Beside grad_out: the gradient of low, scale * grad_out B.
+void TrainingPass::low_gradient(const Adapter* adapter, int64_t layer, ProjectionGroup group,
+                                const WithLow& grad_out) {
+  if (adapter == nullptr) return;
   int64_t begin = 0, low_begin = 0;
   for (const Projection projection : group) {
     const Tensor b = adapter->pair(layer, projection).b;
-    const Tensor grad = grad_out.columns(begin, begin + b.rows());
-    linear_weight_gradient(context, grad, low.columns(low_begin, low_begin + rank),
-                           gradients.adapter->pair(layer, projection).b, scale);
-    linear_input_gradient(context, grad, b, grad_low.columns(low_begin, low_begin + rank), scale);
-    low_begin += rank;
+    linear_input_gradient(model_.context, grad_out.outputs.columns(begin, begin + b.rows()), b,
+                          grad_out.low.columns(low_begin, low_begin + rank_), adapter->shape().scale());
+    low_begin += rank_;
     begin += b.rows();
   }
-  linear_weight_gradient(context, grad_low, x, gradients.adapter->stacked_a(layer, group));
-  linear_input_gradient(context, grad_low, adapter->stacked_a(layer, group), grad_x, 1.0F, 1.0F);
-  arena_.release(mark);
+}
+
+// To those of A is added (gradient of low)^T x.
+void TrainingPass::a_gradient(const Adapter* adapter, const Trainable& gradients, int64_t layer,
+                              ProjectionGroup group, const Tensor& x, const WithLow& grad_out) {
+  if (adapter == nullptr) return;
+  linear_weight_gradient(model_.context, grad_out.low, x, gradients.adapter->stacked_a(layer, group));
 }
 
 }  // namespace sl

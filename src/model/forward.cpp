@@ -35,10 +35,12 @@ void TrainingPass::forward_attention(int64_t layer, const Adapter* adapter) {
   const LayerActivations& kept = activations_of(layer);
   const int64_t mark = arena_.mark();
   const Tensor x = normalised(residual(layer), weights.attention_norm);
-  linear(context, x, weights.qkv, kept.qkv, weights.qkv_bias);
-  add_lora(adapter, layer, qkv_group, x, kept.low_qkv, kept.qkv);
-  rotate(kept.qkv, /*inverse=*/false);
-  run(context, PackedAttention{.qkv = kept.qkv,
+  const int64_t columns = kept.qkv.all.columns();
+  linear(context, x, weights.with_room.qkv.rows(0, columns), kept.qkv.all,
+         weights.qkv_bias.defined() ? weights.with_room.qkv_bias.rows(0, columns) : Tensor());
+  add_low_rank(adapter, layer, qkv_group, kept.qkv.low, kept.qkv.outputs);
+  rotate(kept.qkv.outputs, /*inverse=*/false);
+  run(context, PackedAttention{.qkv = kept.qkv.outputs,
                                .offsets = offsets_,
                                .query_heads = model_.shard->query_heads.size(),
                                .key_heads = model_.shard->key_heads.size(),
@@ -47,7 +49,9 @@ void TrainingPass::forward_attention(int64_t layer, const Adapter* adapter) {
                                .log_sum_exp = kept.log_sum_exp});
   // The low-rank part is linear in this rank's columns, so it is summed together with the rest.
   add_product(residual(layer), kept.attention, weights.output, kept.middle);
-  add_lora(adapter, layer, output_group, kept.attention, kept.low_output, kept.middle);
+  if (adapter != nullptr)
+    linear(context, kept.attention, adapter->stacked_a(layer, output_group), kept.low_output);
+  add_low_rank(adapter, layer, output_group, kept.low_output, kept.middle);
   reduce(kept.middle);
   arena_.release(mark);
 }
@@ -57,13 +61,9 @@ void TrainingPass::forward_gate_up(int64_t layer, const Adapter* adapter) {
   LayerActivations& kept = activations_of(layer);
   const int64_t mark = arena_.mark();
   const Tensor x = normalised(kept.middle, weights.ffn_norm);
-  linear(model_.context, x, weights.gate_up, kept.gate_up);
+  linear(model_.context, x, weights.with_room.gate_up.rows(0, kept.gate_up.all.columns()), kept.gate_up.all);
   kept.adapted = packed_gate_up_.empty();
-  if (kept.adapted) {
-    add_lora(adapter, layer, gate_up_group, x, kept.low_gate_up, kept.gate_up);
-  } else {
-    linear(model_.context, x, adapter->stacked_a(layer, gate_up_group), kept.low_gate_up);
-  }
+  if (kept.adapted) add_low_rank(adapter, layer, gate_up_group, kept.gate_up.low, kept.gate_up.outputs);
   arena_.release(mark);
 }
 
@@ -75,8 +75,11 @@ void TrainingPass::forward_down(int64_t layer, const Adapter* adapter) {
   const Tensor product = take(rows_, ffn_);
   activate(layer, product);
   add_product(kept.middle, product, weights_of(layer).down, out);
-  if (adapter != nullptr)
-    add_lora(adapter, layer, down_group, product, take(rows_, adapter->shape().rank), out);
+  if (adapter != nullptr) {
+    const Tensor low = take(rows_, rank_);
+    linear(model_.context, product, adapter->stacked_a(layer, down_group), low);
+    add_low_rank(adapter, layer, down_group, low, out);
+  }
   reduce(out);
   arena_.release(mark);
 }
@@ -86,8 +89,9 @@ void TrainingPass::activate(int64_t layer, const Tensor& product) {
   LayerActivations& kept = activations_of(layer);
   LowRank part;
   if (!kept.adapted)
-    part = {.low = kept.low_gate_up, .b = packed_gate_up_[static_cast<size_t>(layer)], .ranges = ranges_};
-  run(model_.context, SwiGlu{.gate_up = kept.gate_up, .out = product, .adapters = part, .keep = true});
+    part = {.low = kept.gate_up.low, .b = packed_gate_up_[static_cast<size_t>(layer)], .ranges = ranges_};
+  run(model_.context,
+      SwiGlu{.gate_up = kept.gate_up.outputs, .out = product, .adapters = part, .keep = true});
   kept.adapted = true;
 }
 
@@ -116,18 +120,16 @@ void TrainingPass::rotate(const Tensor& qkv, bool inverse) {
                            .inverse = inverse});
 }
 
-// low = x A^T; to each projection's columns of out is added scale * low B^T.
-void TrainingPass::add_lora(const Adapter* adapter, int64_t layer, ProjectionGroup group, const Tensor& x,
-                            const Tensor& low, const Tensor& out) {
+// To each projection's columns of out is added scale * low B^T.
+void TrainingPass::add_low_rank(const Adapter* adapter, int64_t layer, ProjectionGroup group,
+                                const Tensor& low, const Tensor& out) {
   if (adapter == nullptr) return;
-  const int64_t rank = adapter->shape().rank;
-  linear(model_.context, x, adapter->stacked_a(layer, group), low);
   int64_t begin = 0, low_begin = 0;
   for (const Projection projection : group) {
     const Tensor b = adapter->pair(layer, projection).b;
-    linear(model_.context, low.columns(low_begin, low_begin + rank), b, out.columns(begin, begin + b.rows()),
+    linear(model_.context, low.columns(low_begin, low_begin + rank_), b, out.columns(begin, begin + b.rows()),
            {}, adapter->shape().scale(), 1.0F);
-    low_begin += rank;
+    low_begin += rank_;
     begin += b.rows();
   }
 }

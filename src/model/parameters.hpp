@@ -52,8 +52,8 @@ struct LayerWeights {
   Tensor gate_up;         // 2F, H
   Tensor down;            // H, F
 
-  // The same matrices with the rows behind them in which ServedAdapters keeps A: adapter_rank() for each
-  // projection of the matrix. The bias is followed by as many zeros.
+  // The same matrices with the rows behind them in which ServedAdapters and TrainingPass keep A:
+  // adapter_rank() for each projection of the matrix. The bias is followed by as many zeros.
   struct WithRoom {
     Tensor qkv, qkv_bias, output, gate_up, down;
   };

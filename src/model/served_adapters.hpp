@@ -26,7 +26,8 @@ class ServedAdapters {
   // What Parameters must have room for to serve adapters of these shapes at a time.
   static int64_t room_for(std::span<const LoraShape> shapes);
 
-  // None at first. One object at a time uses the room of one Parameters.
+  // None at first. One object at a time uses the room of one Parameters: a TrainingPass with an adapter takes
+  // it too, and load() takes it back.
   explicit ServedAdapters(const Transformer& model);
   // Bytes of device memory that the constructor takes.
   static int64_t bytes(const Transformer& model);

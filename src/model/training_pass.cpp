@@ -18,6 +18,15 @@ int64_t logit_bytes_of(const TrainingShape& shape, Device device) {
   return int64_t{device == Device::cuda ? 1024 : 64} << 20;
 }
 
+// Columns for the low-rank numbers of so many projections beside their outputs; also the rows of A behind
+// their weights.
+int64_t low_columns(int64_t projections, int64_t rank) { return (projections * rank + 7) / 8 * 8; }
+
+// Rows of a matrix of both begin at multiples of 128 bytes.
+int64_t width_with_low(int64_t outputs, int64_t projections, int64_t rank) {
+  return (outputs + low_columns(projections, rank) + 63) / 64 * 64;
+}
+
 int64_t mebibytes(int64_t bytes) { return (bytes + (1 << 20) - 1) >> 20; }
 
 // The part of a tensor of `whole` length along its sharded rows that is held here.
@@ -70,22 +79,26 @@ TrainingPass::TrainingPass(const Transformer& model, const TrainingShape& shape,
 int64_t TrainingPass::activation_bytes() const {
   const int64_t rows = shape_.max_rows;
   const DType storage = model_.context.storage;
-  return Arena::bytes_for(storage, {rows, query_width_ + 2 * key_width_}) +
-         Arena::bytes_for(storage, {rows, query_width_}) +
+  const auto with_low = [&](int64_t outputs, int64_t projections) {
+    return Arena::bytes_for(storage, {rows, width_with_low(outputs, projections, shape_.lora_rank)});
+  };
+  return with_low(query_width_ + 2 * key_width_, 3) + Arena::bytes_for(storage, {rows, query_width_}) +
          matrix_bytes(rows, model_.shard->query_heads.size()) + matrix_bytes(rows, model_.config->hidden) +
-         Arena::bytes_for(storage, {rows, 2 * ffn_}) +
-         Arena::bytes_for(storage, {rows, 3 * shape_.lora_rank}) +
-         Arena::bytes_for(storage, {rows, shape_.lora_rank}) +
-         Arena::bytes_for(storage, {rows, 2 * shape_.lora_rank});
+         with_low(2 * ffn_, 2) + Arena::bytes_for(storage, {rows, shape_.lora_rank});
 }
 
 int64_t TrainingPass::fixed_bytes() const {
   const int64_t rows = shape_.max_rows;
-  const int64_t residuals = shape_.gradients ? model_.config->layers + 2 : 2;  // and the gradient of one
-  const int64_t packed_b = model_.config->layers *
-                           Arena::bytes_for(model_.context.storage, {(shape_.lora_rank + 1) / 2, 4 * ffn_});
-  return residuals * matrix_bytes(rows, model_.config->hidden) + 8 * matrix_bytes(rows + 1, 1) +
-         (shape_.lora_rank > 0 ? packed_b : 0) + scratch_bytes();
+  const int64_t hidden = model_.config->hidden;
+  const DType storage = model_.context.storage;
+  const int64_t residuals = shape_.gradients ? model_.config->layers + 1 : 2;
+  const int64_t wide = width_with_low(hidden, 1, shape_.lora_rank);
+  const int64_t gradient =
+      matrix_bytes(rows, wide) + (storage == DType::f32 ? 0 : Arena::bytes_for(storage, {rows, wide}));
+  const int64_t packed_b =
+      model_.config->layers * Arena::bytes_for(storage, {(shape_.lora_rank + 1) / 2, 4 * ffn_});
+  return residuals * matrix_bytes(rows, hidden) + (shape_.gradients ? gradient : 0) +
+         8 * matrix_bytes(rows + 1, 1) + (shape_.lora_rank > 0 ? packed_b : 0) + scratch_bytes();
 }
 
 int64_t TrainingPass::scratch_bytes() const {
@@ -96,17 +109,16 @@ int64_t TrainingPass::scratch_bytes() const {
   const auto storage_bytes = [&](int64_t height, int64_t width) {
     return Arena::bytes_for(storage, {height, width});
   };
-  const auto rounded_bytes = [&](int64_t height, int64_t width) {  // of stored()
-    return storage == DType::f32 ? 0 : storage_bytes(height, width);
-  };
+  const int64_t rounded_logits = storage == DType::f32 ? 0 : storage_bytes(chunk, vocabulary_);
   const int64_t head = 2 * matrix_bytes(chunk, hidden) + 2 * storage_bytes(chunk, hidden) +
-                       matrix_bytes(chunk, vocabulary_) + rounded_bytes(chunk, vocabulary_) +
+                       matrix_bytes(chunk, vocabulary_) + rounded_logits +
                        matrix_bytes(3 * (model_.shard->tp + 1), chunk) + matrix_bytes(chunk, 1);
-  const int64_t common = 2 * storage_bytes(rows, hidden) + rounded_bytes(rows, hidden) +
-                         storage_bytes(rows, shape_.lora_rank * 3) + storage_bytes(rows, shape_.lora_rank);
-  const int64_t attention = storage_bytes(rows, query_width_) +
-                            storage_bytes(rows, query_width_ + 2 * key_width_) + storage_bytes(1, rows);
-  const int64_t ffn = 2 * storage_bytes(rows, ffn_);
+  const int64_t common = 2 * storage_bytes(rows, hidden) + storage_bytes(rows, shape_.lora_rank);
+  const int64_t attention =
+      storage_bytes(rows, query_width_) +
+      storage_bytes(rows, width_with_low(query_width_ + 2 * key_width_, 3, shape_.lora_rank)) +
+      storage_bytes(1, rows);
+  const int64_t ffn = storage_bytes(rows, ffn_);
   int64_t shared_heads = 0;
   if (shape_.gradients && model_.shard->key_head_copies > 1) {
     shared_heads =
@@ -123,8 +135,10 @@ void TrainingPass::start(const PackedBatch& batch, const Adapter* adapter) {
               static_cast<int64_t>(batch.weights.size()) == rows_ && batch.offsets.size() >= 2 &&
               batch.offsets.front() == 0 && batch.offsets.back() == rows_,
           "the arrays of a packed batch disagree");
-  require(adapter == nullptr || adapter->shape().rank <= shape_.lora_rank,
-          "an adapter has a higher rank than the pass was made for");
+  rank_ = adapter != nullptr ? adapter->shape().rank : 0;
+  require(rank_ <= shape_.lora_rank, "an adapter has a higher rank than the pass was made for");
+  require(low_columns(1, rank_) <= model_.parameters->adapter_rank(),
+          "the weights have no room for the adapter");
   host_positions_.clear();
   host_target_rows_.clear();
   host_target_tokens_.clear();
@@ -161,21 +175,41 @@ void TrainingPass::start(const PackedBatch& batch, const Adapter* adapter) {
   for (int64_t i = 0; i < (shape_.gradients ? model_.config->layers + 1 : 2); ++i) {
     residuals_.push_back(take_f32(rows_, hidden));
   }
-  if (shape_.gradients) gradient_ = take_f32(rows_, hidden);
+  if (shape_.gradients) {
+    const bool rounds = model_.context.storage != DType::f32;
+    if (rounds) gradient_ = take_f32(rows_, hidden);
+    rounded_gradient_ = take_with_low(model_.context.storage, hidden, 1);
+    if (!rounds) gradient_ = rounded_gradient_.outputs;
+  }
   activations_.clear();
   const int64_t slots = kept_layers_ == model_.config->layers ? kept_layers_ : kept_layers_ + 1;
-  const int64_t rank = adapter != nullptr ? adapter->shape().rank : 0;
-  for (int64_t i = 0; i < slots; ++i) activations_.push_back(take_activations(rank));
+  for (int64_t i = 0; i < slots; ++i) activations_.push_back(take_activations());
   shared_holder_ = -1;
 }
 
-// B of gate and up as the activation wants it. Before the batch's arrays are placed: that waits for the
-// device, and the kernels of the activation read B without waiting for what was sent before them.
+// A behind the weights, and B of gate and up as the activation wants it. Before the batch's arrays are
+// placed: that waits for the device, and kernels read weights and B without waiting for what was sent before
+// them.
 void TrainingPass::place_adapter(const Adapter* adapter) {
   packed_gate_up_.clear();
   ranges_ = Tensor();
-  if (adapter == nullptr || adapter->shape().rank % 8 != 0) return;
-  const auto rank = static_cast<int32_t>(adapter->shape().rank);
+  if (adapter == nullptr) return;
+  for (int64_t layer = 0; layer < model_.config->layers; ++layer) {
+    const LayerWeights& weights = weights_of(layer);
+    const auto place = [&](const Tensor& weight, const Tensor& with_room, ProjectionGroup group) {
+      const Tensor a = adapter->stacked_a(layer, group);
+      const int64_t begin = weight.rows(), end = begin + a.rows();
+      const int64_t padded = begin + low_columns(static_cast<int64_t>(group.size()), rank_);
+      run(model_.context, Copy{a, with_room.rows(begin, end)});
+      if (end < padded) run(model_.context, Fill{with_room.rows(end, padded), 0.0F});
+    };
+    place(weights.qkv, weights.with_room.qkv, qkv_group);
+    place(weights.output, weights.with_room.output, output_group);
+    place(weights.gate_up, weights.with_room.gate_up, gate_up_group);
+    place(weights.down, weights.with_room.down, down_group);
+  }
+  if (rank_ % 8 != 0) return;
+  const auto rank = static_cast<int32_t>(rank_);
   for (int64_t layer = 0; layer < model_.config->layers; ++layer) {
     packed_gate_up_.push_back(take(rank / 2, 4 * ffn_));
     for (size_t i = 0; i < gate_up_group.size(); ++i) {
@@ -191,15 +225,24 @@ void TrainingPass::place_adapter(const Adapter* adapter) {
   upload(ranges_, std::span<const int32_t>(ranges));
 }
 
-TrainingPass::LayerActivations TrainingPass::take_activations(int64_t rank) {
-  return {.qkv = take(rows_, query_width_ + 2 * key_width_),
+TrainingPass::WithLow TrainingPass::take_with_low(DType dtype, int64_t outputs, int64_t projections) {
+  const Tensor whole = arena_.take(dtype, {rows_, width_with_low(outputs, projections, rank_)});
+  const int64_t low_end = outputs + projections * rank_, end = outputs + low_columns(projections, rank_);
+  // What multiplies zeros must be numbers.
+  if (low_end < end) run(model_.context, Fill{whole.columns(low_end, end), 0.0F});
+  return {.all = whole.columns(0, end),
+          .outputs = whole.columns(0, outputs),
+          .low = whole.columns(outputs, low_end)};
+}
+
+TrainingPass::LayerActivations TrainingPass::take_activations() {
+  const DType storage = model_.context.storage;
+  return {.qkv = take_with_low(storage, query_width_ + 2 * key_width_, 3),
           .attention = take(rows_, query_width_),
           .log_sum_exp = take_f32(rows_, model_.shard->query_heads.size()),
           .middle = take_f32(rows_, model_.config->hidden),
-          .gate_up = take(rows_, 2 * ffn_),
-          .low_qkv = take(rows_, 3 * rank),
-          .low_output = take(rows_, rank),
-          .low_gate_up = take(rows_, 2 * rank)};
+          .gate_up = take_with_low(storage, 2 * ffn_, 2),
+          .low_output = take(rows_, rank_)};
 }
 
 TrainingPass::LayerActivations& TrainingPass::activations_of(int64_t layer) {
@@ -212,14 +255,6 @@ const LayerWeights& TrainingPass::weights_of(int64_t layer) const {
 
 void TrainingPass::reduce(const Tensor& tensor) const {
   if (model_.shard->tp > 1) model_.tensor_parallel->all_reduce_sum(tensor);
-}
-
-// Products want inputs of the storage dtype: the tensor itself, or a rounded copy in the arena.
-Tensor TrainingPass::stored(const Tensor& tensor) {
-  if (tensor.dtype() == model_.context.storage) return tensor;
-  const Tensor rounded = take(tensor.rows(), tensor.columns());
-  run(model_.context, Copy{tensor, rounded});
-  return rounded;
 }
 
 LossSums TrainingPass::forward_backward(const PackedBatch& batch, const Adapter* adapter,

@@ -48,7 +48,9 @@ class TrainingPass {
   TrainingPass(const Transformer& model, const TrainingShape& shape, int64_t budget);
 
   // Adds the gradient of loss_sum to `gradients`, which are f32 whatever the storage dtype. With
-  // `gradients.adapter`, `adapter` is the one that is trained; with `gradients.parameters` there is none.
+  // `gradients.adapter`, `adapter` is the one that is trained; with `gradients.parameters` there is none. An
+  // adapter is of the storage dtype, and the model has room for it (ServedAdapters::room_for), which this
+  // overwrites.
   LossSums forward_backward(const PackedBatch& batch, const Adapter* adapter, const Trainable& gradients);
   LossSums loss_only(const PackedBatch& batch, const Adapter* adapter);
   // Natural logarithm of the probability of the target, one for each row that has one, in row order.
@@ -62,16 +64,25 @@ class TrainingPass {
   int64_t bytes() const { return arena_.capacity(); }
 
  private:
+  // Outputs of a projection group, or their gradient, and beside them in the same rows the low-rank numbers
+  // of its projections: x A^T, or their gradient. As A stands behind the weights, one product makes both, and
+  // one product with both makes the gradient of x.
+  struct WithLow {
+    Tensor all;      // T, outputs and low and zeros up to a multiple of 8 columns
+    Tensor outputs;  // T, outputs
+    Tensor low;      // T, projections * r; no columns without an adapter
+  };
+
   // What a layer's backward pass reads besides the layer's input. The normalised inputs and the SwiGLU
   // product are cheap and always computed again.
   struct LayerActivations {
-    Tensor qkv;                               // T, (Q + 2K) * D, rotated
-    Tensor attention;                         // T, Q * D
-    Tensor log_sum_exp;                       // T, Q, f32
-    Tensor middle;                            // T, H, f32: the residual between attention and feed-forward
-    Tensor gate_up;                           // T, 2F; its gradient during the backward pass
-    Tensor low_qkv, low_output, low_gate_up;  // x A^T of an adapter: T, r a projection
-    bool adapted = false;                     // gate_up has the adapter's part in it
+    WithLow qkv;           // (Q + 2K) * D outputs, rotated
+    Tensor attention;      // T, Q * D
+    Tensor log_sum_exp;    // T, Q, f32
+    Tensor middle;         // T, H, f32: the residual between attention and feed-forward
+    WithLow gate_up;       // 2F outputs; its gradient during the backward pass
+    Tensor low_output;     // T, r
+    bool adapted = false;  // gate_up has the adapter's part in it
   };
 
   int64_t activation_bytes() const;  // of one layer
@@ -79,15 +90,15 @@ class TrainingPass {
   int64_t scratch_bytes() const;     // what one half of a block, or one chunk of the head, needs for itself
   void start(const PackedBatch& batch, const Adapter* adapter);
   void place_adapter(const Adapter* adapter);
-  LayerActivations take_activations(int64_t rank);
+  LayerActivations take_activations();
   LayerActivations& activations_of(int64_t layer);
   Tensor residual(int64_t layer) const { return residuals_[static_cast<size_t>(layer) % residuals_.size()]; }
   const LayerWeights& weights_of(int64_t layer) const;
   Tensor take(int64_t rows, int64_t columns) { return arena_.take(model_.context.storage, {rows, columns}); }
   Tensor take_f32(int64_t rows, int64_t columns) { return arena_.take(DType::f32, {rows, columns}); }
+  WithLow take_with_low(DType dtype, int64_t outputs, int64_t projections);
   void reduce(const Tensor& tensor) const;
   Tensor normalised(const Tensor& x, const Tensor& weight);
-  Tensor stored(const Tensor& tensor);
 
   // forward.cpp: residual(l + 1) from residual(l).
   void forward(const Adapter* adapter);
@@ -98,8 +109,8 @@ class TrainingPass {
   void activate(int64_t layer, const Tensor& product);
   void add_product(const Tensor& before, const Tensor& x, const Tensor& weight, const Tensor& out);
   void rotate(const Tensor& qkv, bool inverse);
-  void add_lora(const Adapter* adapter, int64_t layer, ProjectionGroup group, const Tensor& x,
-                const Tensor& low, const Tensor& out);
+  void add_low_rank(const Adapter* adapter, int64_t layer, ProjectionGroup group, const Tensor& low,
+                    const Tensor& out);
 
   // head.cpp: the rows with a target, in chunks. Fills log_probabilities_; with gradients, gradient_ too.
   LossSums head(const Trainable* gradients);
@@ -110,8 +121,13 @@ class TrainingPass {
   void backward(const Adapter* adapter, const Trainable& gradients);
   void backward_ffn(int64_t layer, const Adapter* adapter, const Trainable& gradients);
   void backward_attention(int64_t layer, const Adapter* adapter, const Trainable& gradients);
-  void backward_lora(const Adapter* adapter, const Trainable& gradients, int64_t layer, ProjectionGroup group,
-                     const Tensor& x, const Tensor& low, const Tensor& grad_out, const Tensor& grad_x);
+  void norm_gradient(const Tensor& x, const Tensor& weight, const Tensor& grad_out,
+                     const Tensor& grad_weight);
+  void b_gradient(const Adapter* adapter, const Trainable& gradients, int64_t layer, ProjectionGroup group,
+                  const Tensor& low, const Tensor& grad_out);
+  void low_gradient(const Adapter* adapter, int64_t layer, ProjectionGroup group, const WithLow& grad_out);
+  void a_gradient(const Adapter* adapter, const Trainable& gradients, int64_t layer, ProjectionGroup group,
+                  const Tensor& x, const WithLow& grad_out);
 
   Transformer model_;
   TrainingShape shape_;
@@ -124,6 +140,7 @@ class TrainingPass {
 
   // Of the batch at work; the tensors are views of the arena.
   int64_t rows_ = 0;
+  int64_t rank_ = 0;  // of the adapter; 0: none
   Tensor tokens_, positions_, offsets_;
   Tensor target_rows_, target_tokens_, target_weights_;  // R
   std::vector<int32_t> host_positions_, host_target_rows_, host_target_tokens_;
@@ -136,7 +153,8 @@ class TrainingPass {
   std::vector<Tensor> residuals_;          // inputs of the layers, and the output of the last
   std::vector<LayerActivations> activations_;
   int64_t shared_holder_ = -1;  // the layer whose activations the shared slot holds
-  Tensor gradient_;             // T, H: of the residual
+  Tensor gradient_;             // T, H, f32: of the residual
+  WithLow rounded_gradient_;    // the same as products take it, H outputs; gradient_ itself where that is f32
 };
 
 }  // namespace sl

@@ -47,11 +47,15 @@ Optimizer::Optimizer(const Transformer& model, const Trainable& trained, double 
   refresh();
 }
 
+const std::vector<ShardedTensor>& Optimizer::rounded_tensors() const {
+  return rounded_ ? rounded_->tensors() : model_.parameters->tensors();
+}
+
 void Optimizer::refresh() {
   if (model_.context.storage == DType::f32) return;
   const std::vector<ShardedTensor>& exact = trained_.tensors();
-  const std::vector<ShardedTensor>& rounded = rounded_ ? rounded_->tensors() : model_.parameters->tensors();
-  for (size_t i = 0; i < exact.size(); ++i) run(model_.context, Copy{exact[i].local, rounded[i].local});
+  for (size_t i = 0; i < exact.size(); ++i)
+    run(model_.context, Copy{exact[i].local, rounded_tensors()[i].local});
 }
 
 void Optimizer::zero_gradient() { run(model_.context, Fill{flat(gradient()), 0.0F}); }
@@ -84,30 +88,33 @@ double Optimizer::gradient_norm() const {
 
 void Optimizer::update(double learning_rate, double gradient_scale) {
   ++updates_;
-  step(learning_rate, gradient_scale);
-  refresh();
-}
-
-void Optimizer::step(double learning_rate, double gradient_scale) {
   const auto update_part = [&](const Tensor& parameter, const Tensor& gradient_part, const Tensor& first,
-                               const Tensor& second, double weight_decay) {
+                               const Tensor& second, const Tensor& rounded, double weight_decay) {
     run(model_.context, AdamW{.parameter = parameter,
                               .gradient = gradient_part,
                               .first_moment = first,
                               .second_moment = second,
+                              .rounded = rounded,
                               .learning_rate = static_cast<float>(learning_rate),
                               .weight_decay = static_cast<float>(weight_decay),
                               .gradient_scale = static_cast<float>(gradient_scale),
                               .step = updates_});
   };
-  if (trained_.adapter != nullptr || weight_decay_ == 0.0) {
-    update_part(flat(trained_), flat(gradient()), flat(first_moment()), flat(second_moment()), weight_decay_);
-    return;
+  const bool rounds = model_.context.storage != DType::f32;
+  Tensor rounded;
+  if (rounds) rounded = rounded_ ? rounded_->flat() : model_.parameters->flat();
+  // The paddings between tensors depend on the dtype, unless all sizes are multiples of what is padded to.
+  const bool same_layout = !rounds || rounded.size() == flat(trained_).size();
+  if (same_layout && (trained_.adapter != nullptr || weight_decay_ == 0.0)) {
+    return update_part(flat(trained_), flat(gradient()), flat(first_moment()), flat(second_moment()), rounded,
+                       weight_decay_);
   }
   for (size_t i = 0; i < trained_.tensors().size(); ++i) {
     const Tensor parameter = trained_.tensors()[i].local;
+    const bool decays = trained_.adapter != nullptr || parameter.rank() == 2;
     update_part(parameter, gradient().tensors()[i].local, first_moment().tensors()[i].local,
-                second_moment().tensors()[i].local, parameter.rank() == 2 ? weight_decay_ : 0.0);
+                second_moment().tensors()[i].local, rounds ? rounded_tensors()[i].local : Tensor(),
+                decays ? weight_decay_ : 0.0);
   }
 }
 

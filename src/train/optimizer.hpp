@@ -37,7 +37,7 @@ class Optimizer {
   // Euclidean norm of the whole gradient, every number of the model counted once; collective over the
   // tensor-parallel group. After TrainingPass::finish_gradients and reduce_gradient.
   double gradient_norm() const;
-  // One step of AdamW on gradient_scale * gradient, then refresh().
+  // One step of AdamW on gradient_scale * gradient, the rounded copy included.
   void update(double learning_rate, double gradient_scale);
 
   int64_t updates() const { return updates_; }
@@ -55,7 +55,7 @@ class Optimizer {
     std::unique_ptr<Parameters> parameters_;
   };
 
-  void step(double learning_rate, double gradient_scale);
+  const std::vector<ShardedTensor>& rounded_tensors() const;
 
   Transformer model_;
   Trainable trained_;

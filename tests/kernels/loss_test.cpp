@@ -149,6 +149,7 @@ TEST_P(LossTest, AdamWFollowsItsDefinition) {
   const Guarded<float> p(device(), {17, 59}, random_floats(n, 1));
   const Guarded<float> m(device(), {17, 59}, std::vector<float>(n)),
       v(device(), {17, 59}, std::vector<float>(n));
+  const Stored rounded(place(), {17, 59});
   for (int step = 1; step <= 12; ++step) {
     const auto gradient = random_floats(n, static_cast<uint32_t>(step), 0.3F);
     const Guarded<float> g(device(), {17, 59}, gradient);
@@ -156,6 +157,7 @@ TEST_P(LossTest, AdamWFollowsItsDefinition) {
                          .gradient = g,
                          .first_moment = m,
                          .second_moment = v,
+                         .rounded = step < 12 ? Tensor() : rounded.tensor(),
                          .learning_rate = 0.01F,
                          .weight_decay = 0.1F,
                          .gradient_scale = 0.5F,
@@ -175,6 +177,8 @@ TEST_P(LossTest, AdamWFollowsItsDefinition) {
   EXPECT_LT(relative_error(m.read(), first), tolerance(12));
   // 1 - 0.999 of floats is 2e-5 away from 0.001: the tolerance of one subtraction near 1, relative to 0.001.
   EXPECT_LT(relative_error(v.read(), second), tolerance(1) * 1000.0);
+  EXPECT_EQ(rounded.read(), stored(p.read()));
+  EXPECT_TRUE(rounded.surroundings_untouched());
   EXPECT_TRUE(p.surroundings_untouched() && m.surroundings_untouched() && v.surroundings_untouched());
 }
 

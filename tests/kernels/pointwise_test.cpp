@@ -146,8 +146,17 @@ TEST_P(PointwiseTest, SwiGluAndItsGradient) {
       EXPECT_LT(relative_error(separate, swiglu_gradient(in_double(gate_up), in_double(grad), rows, width)),
                 tolerance(1, storage()));
       EXPECT_TRUE(result.surroundings_untouched());
-      run(context(), SwiGluBackward{.gate_up = in, .grad_out = grad_t, .grad_gate_up = in});
+      const Stored product(place(), {rows, width}, gap);
+      run(context(),
+          SwiGluBackward{.gate_up = in, .grad_out = grad_t, .grad_gate_up = result, .product = product});
+      EXPECT_EQ(result.read(), separate);
+      EXPECT_LT(relative_error(product.read(), swiglu(in_double(gate_up), rows, width)),
+                tolerance(1, storage()));
+      EXPECT_TRUE(product.surroundings_untouched());
+      run(context(),
+          SwiGluBackward{.gate_up = in, .grad_out = grad_t, .grad_gate_up = in, .product = grad_t});
       EXPECT_EQ(in.read(), separate) << "in place";
+      EXPECT_EQ(grad_t.read(), product.read()) << "in place";
     }
   }
 }

@@ -125,12 +125,18 @@ TEST_P(RmsNormTest, BackwardIsTheGradientAndAccumulates) {
         const Stored grad_t(place(), {rows, width}, grad);
         const Stored grad_x(stream_place, {rows, width}, before_x);
         const Guarded<float> grad_weight(device(), {width}, before_weight);
+        const Stored rounded(place(), {rows, width}, /*gap=*/5);
         run(context(), RmsNormBackward{.x = x_t,
                                        .weight = weight_t,
                                        .epsilon = static_cast<float>(epsilon),
                                        .grad_out = grad_t,
                                        .grad_x = grad_x,
-                                       .grad_weight = with_weight ? grad_weight.tensor() : Tensor()});
+                                       .grad_weight = with_weight ? grad_weight.tensor() : Tensor(),
+                                       .rounded = with_weight ? Tensor() : rounded.tensor()});
+        if (!with_weight) {
+          EXPECT_EQ(rounded.read(), stored(grad_x.read()));
+          EXPECT_TRUE(rounded.surroundings_untouched());
+        }
         auto values = in_double(x);
         values.insert(values.end(), weight.begin(), weight.end());
         const auto expected = gradient(values, in_double(grad), rows, width);

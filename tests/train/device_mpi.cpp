@@ -25,7 +25,7 @@ struct Steps {
 class TrainingOnRanks : public test::OnRanks {
  protected:
   Steps steps(bool qwen2, bool lora, Communicator& tensor_parallel, Communicator& data_parallel) const {
-    Placed model(context(), shared_config(qwen2), tensor_parallel);
+    Placed model(context(), shared_config(qwen2), tensor_parallel, lora);
     TrainingOptions options = options_of(lora);
     options.epochs = 1;
     options.activation_bytes = tiny::plenty;

@@ -36,7 +36,7 @@ TEST_P(TrainingOnDevices, GradientsAreThoseOfTheHost) {
       std::vector<std::vector<float>> gradients;
       std::vector<double> losses;
       for (const Context& where : {Context{}, context()}) {
-        Placed placed(where, small_config(qwen2), *alone_);
+        Placed placed(where, small_config(qwen2), *alone_, lora);
         Optimizer optimizer(placed.transformer, placed.trained(lora), 0.0);
         TrainingPass pass(placed.transformer, {.max_rows = batch.rows(), .lora_rank = lora ? 8 : 0},
                           tiny::plenty);
@@ -55,7 +55,7 @@ TEST_P(TrainingOnDevices, FollowsTheHost) {
   for (const bool lora : {true, false}) {
     std::vector<std::vector<double>> losses;
     for (const Context& where : {Context{}, context()}) {
-      Placed placed(where, small_config(false), *alone_);
+      Placed placed(where, small_config(false), *alone_, lora);
       Trainer trainer(placed.transformer, placed.trained(lora), long_rows(24, 4), options_of(lora), *alone_);
       losses.emplace_back();
       while (trainer.step()) losses.back().push_back(trainer.last().loss);
@@ -73,7 +73,7 @@ TEST_P(TrainingOnDevices, DoesNotDependOnWhatIsComputedAgainNorOnAStop) {
   for (const bool lora : {true, false}) {
     std::vector<std::vector<float>> results;
     for (const Recompute recompute : {Recompute::none, Recompute::all}) {
-      Placed placed(context(), small_config(true), *alone_);
+      Placed placed(context(), small_config(true), *alone_, lora);
       TrainingOptions options = options_of(lora);
       options.recompute = recompute;
       Trainer trainer(placed.transformer, placed.trained(lora), long_rows(24, 4), options, *alone_);
@@ -82,7 +82,7 @@ TEST_P(TrainingOnDevices, DoesNotDependOnWhatIsComputedAgainNorOnAStop) {
       for (int i = 0; i < 5; ++i) trainer.step();
       results.push_back(numbers_of(placed.trained(lora)));
     }
-    Placed placed(context(), small_config(true), *alone_);
+    Placed placed(context(), small_config(true), *alone_, lora);
     Trainer trainer(placed.transformer, placed.trained(lora), long_rows(24, 4), options_of(lora), *alone_);
     trainer.load_checkpoint(checkpoint);
     for (int i = 0; i < 5; ++i) trainer.step();

@@ -18,7 +18,7 @@ struct Case {
 class Gradient : public ::testing::TestWithParam<Case> {
  protected:
   std::unique_ptr<Communicator> alone_ = make_local_communicator();
-  tiny::Model model_{tiny::config(GetParam().qwen2, GetParam().tied), *alone_};
+  tiny::Model model_{tiny::config(GetParam().qwen2, GetParam().tied), *alone_, GetParam().lora};
   PackedBatch batch_ = tiny::batch(tiny::rows(3, 37, 11));
 };
 
@@ -142,7 +142,7 @@ INSTANTIATE_TEST_SUITE_P(Models, Gradient,
 class TrainingPassTest : public ::testing::Test {
  protected:
   std::unique_ptr<Communicator> alone_ = make_local_communicator();
-  tiny::Model model_{tiny::config(true, true), *alone_};
+  tiny::Model model_{tiny::config(true, true), *alone_, /*room=*/false};
   PackedBatch batch_ = tiny::batch(tiny::rows(3, 37, 11));
 };
 

@@ -45,7 +45,7 @@ std::string shared_path(Communicator& world, const std::string& name) {
 // A model with an adapter, and which of them is trained.
 struct Trained {
   Trained(const Form& form, Communicator& tensor_parallel)
-      : model(tiny::config(form.qwen2, form.tied), tensor_parallel),
+      : model(tiny::config(form.qwen2, form.tied), tensor_parallel, form.finetune == Finetune::lora),
         adapter(model.adapter(5)),
         lora(form.finetune == Finetune::lora) {}
   Trainable trainable() {

@@ -1,6 +1,7 @@
 // Whole trainings against those recorded from PEFT and Transformers (tools/oracle/peft_training.py).
 #include "dist/communicator_mpi.hpp"
 #include "io/safetensors.hpp"
+#include "model/served_adapters.hpp"
 #include "tests/support.hpp"
 #include "train/trainer.hpp"
 
@@ -50,10 +51,15 @@ class AgainstPeft : public ::testing::TestWithParam<const char*> {
   void train_adapter(const char* training, int64_t steps, int64_t sequences_a_step, const char* final_name) {
     Adapter adapter = load_adapter(folder_ + "initial", config_, shard_, Device::cpu);
     const Adapter expected = load_adapter(folder_ + final_name, config_, shard_, Device::cpu);
+    const Parameters with_room =
+        load_parameters(config_, shard_, Device::cpu, *open_safetensors(reference + "models/" + GetParam()),
+                        ServedAdapters::room_for(std::vector{adapter.shape()}));
+    Transformer model = model_;
+    model.parameters = &with_room;
     TrainingOptions chosen = options(training);
     chosen.batch_sequences = sequences_a_step;
     std::vector<TrainingRow> rows(rows_.begin(), rows_.begin() + steps * sequences_a_step);
-    Trainer trainer(model_, {.adapter = &adapter}, rows, chosen, *alone_);
+    Trainer trainer(model, {.adapter = &adapter}, rows, chosen, *alone_);
     ASSERT_EQ(trainer.total_steps(), steps);
     const json& recorded = data_.at(training);
     for (size_t step = 0; trainer.step(); ++step) {

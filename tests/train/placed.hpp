@@ -67,10 +67,12 @@ inline void fill_weights(const std::vector<ShardedTensor>& tensors) {
 }
 
 struct Placed {
-  Placed(const Context& context, const ModelConfig& c, Communicator& tensor_parallel)
+  // `lora`: there is room for an adapter; else all weights may be trained.
+  Placed(const Context& context, const ModelConfig& c, Communicator& tensor_parallel, bool lora)
       : config(c),
         shard(config, tensor_parallel.size(), tensor_parallel.rank()),
-        parameters(config, shard, context.storage_place(), "weights"),
+        parameters(config, shard, context.storage_place(), "weights",
+                   lora ? ServedAdapters::room_for(std::vector<LoraShape>(1)) : 0),
         exact(config, shard, context.device, "trained weights"),
         adapter(config, shard, LoraShape{}, context.device, "adapter"),
         transformer{context, &config, &shard, &parameters, &tensor_parallel} {

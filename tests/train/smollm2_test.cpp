@@ -26,8 +26,9 @@ TEST(SmolLM2Training, StepsArePefts) {
   std::ifstream file(reference("smollm2/lora.json"));
   const auto recorded = nlohmann::json::parse(file);
   const auto alone = make_local_communicator();
-  const LoadedModel model(open_model(smollm2_path()), {}, *alone);
   const LoraShape shape{recorded.at("rank"), recorded.at("alpha")};
+  const LoadedModel model(open_model(smollm2_path()), {}, *alone,
+                          ServedAdapters::room_for(std::vector{shape}));
   Adapter adapter(model.config(), model.shard(), shape, Device::cpu, "adapter");
   for (uint64_t index = 0; const ShardedTensor& tensor : adapter.tensors()) {
     const double scale = recorded.at(index % 2 == 0 ? "scale_A" : "scale_B");

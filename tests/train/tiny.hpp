@@ -6,6 +6,7 @@
 
 #include "core/rng.hpp"
 #include "dist/communicator_mpi.hpp"
+#include "model/served_adapters.hpp"
 #include "model/training_pass.hpp"
 #include "tests/support.hpp"
 #include "train/packing.hpp"
@@ -47,11 +48,12 @@ inline void fill(const std::vector<ShardedTensor>& tensors, uint64_t seed, doubl
 
 // A model with its parts in one place; not movable, since `transformer` points into it.
 struct Model {
-  Model(const ModelConfig& c, Communicator& tensor_parallel, Device on = Device::cpu)
+  // `room`: for an adapter; without it all weights may be trained.
+  Model(const ModelConfig& c, Communicator& tensor_parallel, bool room, Device on = Device::cpu)
       : device(on),
         config(c),
         shard(config, tensor_parallel.size(), tensor_parallel.rank()),
-        parameters(config, shard, device, "weights"),
+        parameters(config, shard, device, "weights", room ? ServedAdapters::room_for(std::vector{lora}) : 0),
         transformer{{.device = device}, &config, &shard, &parameters, &tensor_parallel} {
     fill(parameters.tensors(), 7, 1.0);
   }
@@ -59,14 +61,13 @@ struct Model {
   Model& operator=(const Model&) = delete;
 
   Adapter adapter(uint64_t seed) const {
-    Adapter made(config, shard, LoraShape{.rank = 3, .alpha = 6.0F}, device, "adapter");
+    Adapter made(config, shard, lora, device, "adapter");
     fill(made.tensors(), seed, 0.0);
     return made;
   }
-  Adapter zero_adapter() const {
-    return {config, shard, LoraShape{.rank = 3, .alpha = 6.0F}, device, "gradient"};
-  }
+  Adapter zero_adapter() const { return {config, shard, lora, device, "gradient"}; }
 
+  static constexpr LoraShape lora{.rank = 3, .alpha = 6.0F};
   Device device;
   ModelConfig config;
   Shard shard;

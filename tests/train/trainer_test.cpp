@@ -48,7 +48,7 @@ class TrainerTest : public ::testing::Test {
 
   std::filesystem::path folder_;
   std::unique_ptr<Communicator> alone_ = make_local_communicator();
-  tiny::Model model_{tiny::config(true, true), *alone_};
+  tiny::Model model_{tiny::config(true, true), *alone_, /*room=*/true};
   std::vector<TrainingRow> rows_ = tiny::rows(7, 37, 21);
 };
 
@@ -77,13 +77,14 @@ TEST_F(TrainerTest, StepsThroughEveryEpochToTheLastPartialStep) {
 
 TEST_F(TrainerTest, LowersTheLoss) {
   for (const Finetune finetune : {Finetune::lora, Finetune::full}) {
-    Adapter adapter = model_.adapter(1);
+    tiny::Model model(tiny::config(true, true), *alone_, finetune == Finetune::lora);
+    Adapter adapter = model.adapter(1);
     TrainingOptions chosen = options();
     chosen.finetune = finetune;
     chosen.epochs = 20;
     const Trainable trained = finetune == Finetune::lora ? Trainable{.adapter = &adapter}
-                                                         : Trainable{.parameters = &model_.parameters};
-    Trainer trainer(model_.transformer, trained, rows_, chosen, *alone_);
+                                                         : Trainable{.parameters = &model.parameters};
+    Trainer trainer(model.transformer, trained, rows_, chosen, *alone_);
     const std::vector<StepRecord> records = train(trainer);
     EXPECT_LT(records.back().loss, 0.5 * records.front().loss);
   }
@@ -94,7 +95,7 @@ TEST_F(TrainerTest, KeepsHostAndDeviceApart) {
   for (const Finetune finetune : {Finetune::lora, Finetune::full}) {
     std::vector<std::vector<float>> trained;
     for (const Device device : {Device::cpu, Device::debug}) {
-      tiny::Model model(tiny::config(true, false), *alone_, device);
+      tiny::Model model(tiny::config(true, false), *alone_, finetune == Finetune::lora, device);
       Adapter adapter = model.adapter(1);
       TrainingOptions chosen = options();
       chosen.finetune = finetune;
@@ -225,7 +226,7 @@ TEST_F(TrainerTest, ContinuesBitForBit) {
     chosen.finetune = finetune;
     chosen.weight_decay = 0.1;
     const auto run = [&](bool interrupted) {
-      tiny::Model model(tiny::config(true, true), *alone_);
+      tiny::Model model(tiny::config(true, true), *alone_, finetune == Finetune::lora);
       Adapter adapter = model.adapter(1);
       const auto trained = [&](tiny::Model& m, Adapter& a) {
         return finetune == Finetune::lora ? Trainable{.adapter = &a} : Trainable{.parameters = &m.parameters};
@@ -240,7 +241,7 @@ TEST_F(TrainerTest, ContinuesBitForBit) {
       }
       for (int i = 0; i < 4; ++i) trainer.step();
       trainer.save_checkpoint(folder_ / "half.h5", true);
-      tiny::Model again(tiny::config(true, true), *alone_);
+      tiny::Model again(tiny::config(true, true), *alone_, finetune == Finetune::lora);
       Adapter other = again.adapter(2);
       Trainer continued(again.transformer, trained(again, other), rows_, chosen, *alone_);
       continued.load_checkpoint(folder_ / "half.h5");
