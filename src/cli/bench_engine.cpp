@@ -9,6 +9,7 @@
 #include "core/rng.hpp"
 #include "dist/nccl.hpp"
 #include "kernels/device.hpp"
+#include "kernels/ops.hpp"
 #include "rollout/engine.hpp"
 #include "rollout/flow.hpp"
 #include "rollout/model_step.hpp"
@@ -79,17 +80,20 @@ double step_seconds(ModelStep& step, const Batch& batch, const SamplingRows& row
   return seconds_since(begin) / static_cast<double>(repeats);
 }
 
-// A group whose collectives on tensors do nothing: what a step takes without them. Numbers come out wrong.
+// A group without collectives on tensors: what a step takes besides them. Numbers come out wrong; a rank's
+// own part is where a gather puts it, so that tokens are drawn from something like logits.
 class NoCollectives : public Communicator {
  public:
-  explicit NoCollectives(const Communicator& group)
-      : rank_(group.rank()), size_(group.size()), in_stream_(group.in_stream()) {}
+  NoCollectives(const Context& context, const Communicator& group)
+      : context_(context), rank_(group.rank()), size_(group.size()), in_stream_(group.in_stream()) {}
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   bool in_stream() const override { return in_stream_; }
   void all_reduce_sum(const Tensor&) override {}
   void all_reduce_max(const Tensor&) override {}
-  void all_gather(const Tensor&, const Tensor&) override {}
+  void all_gather(const Tensor& part, const Tensor& out) override {
+    run(context_, Copy{part, out.at(rank_)});
+  }
   void broadcast(std::span<std::byte>, int) override {}
   void all_reduce_sum(std::span<double>) override {}
   void all_reduce_max(std::span<int64_t>) override {}
@@ -97,6 +101,7 @@ class NoCollectives : public Communicator {
   void barrier() override {}
 
  private:
+  Context context_;
   int rank_, size_;
   bool in_stream_;
 };
@@ -140,7 +145,7 @@ json decode(const Ranks& ranks, const ModelConfig& config, const BenchChoice& ch
   line["ceiling"] = ceiling.to_json();
   line["ratio"] = floor / seconds;
   if (tp > 1) {
-    NoCollectives none(*ranks.groups.tensor);
+    NoCollectives none(context, *ranks.groups.tensor);
     Transformer apart = model.transformer();
     apart.tensor_parallel = &none;
     const double without = seconds_with(apart);
@@ -352,9 +357,14 @@ json rollout(const Ranks& ranks, const ModelConfig& config, const BenchChoice& c
   const RandomModel model(ranks, config, choice.adapters);
   const int tp = ranks.groups.grid.tp, dp = ranks.groups.grid.dp;
   json line = head_of_line(ranks, "rollout", choice);
-  // One replica while the others wait, then all: what a replica loses by not being alone.
+  // One replica while the others wait, then all: what a replica loses by not being alone. Before that all of
+  // them for a moment, so that nobody chooses algorithms while it is measured.
   double alone = 0.0;
   if (dp > 1) {
+    BenchChoice short_choice = choice;
+    short_choice.seconds = 0.5;
+    roll_out(ranks, model, config, short_choice);
+    ranks.groups.world->barrier();
     if (ranks.groups.place.replica == 0) {
       const RolloutFigures figures = roll_out(ranks, model, config, choice);
       alone = figures.tokens() / figures.seconds;

@@ -15,9 +15,9 @@ using test::places;
 
 const GpuCollectives ways[] = {{}, {.shares_from = 0}, {.peer_bytes = 0}};
 
-// Around the 16 bytes that go together, a block, all blocks, and the largest message through peer memory.
-constexpr int64_t sizes[] = {1, 3, 8, 17, 576, 3584, 8193, 65537, 262144, 262145, 300001, 524288, 600007};
-constexpr int64_t largest = 600007;
+// Around the 16 bytes that go together, a block, all blocks, and several rounds of all blocks.
+constexpr int64_t sizes[] = {1,     3,      8,      17,     576,    3584,   8193,
+                             65537, 262144, 262145, 300001, 524288, 600007, 1500007};
 
 class Collectives : public test::OnRanks {
  protected:
@@ -92,7 +92,7 @@ TEST_P(Collectives, SumsAreTheHostsAndTheSameBitsOnAllRanksEveryTime) {
 // late by turns on the host and on the device: a number of another call, or one too early, makes a sum wrong.
 TEST_P(Collectives, CallsOfAnySizeFollowEachOtherWithoutMixing) {
   const Context here = context();
-  const int64_t lengths[] = {1, 3584, 17, 65537, 8, 576, 20000, 262144};
+  const int64_t lengths[] = {1, 3584, 17, 65537, 8, 576, 20000, 600007};
   const auto value_of = [](int r, int64_t call, int64_t i) {
     return static_cast<float>((7 * i + 13 * call + 5 * r + i / 11) % 9 - 4);
   };
@@ -115,7 +115,7 @@ TEST_P(Collectives, CallsOfAnySizeFollowEachOtherWithoutMixing) {
     operations();
     const bool recorded = group->in_stream();
     const Graph graph = recorded ? Graph::record(here, operations) : Graph();
-    const int64_t rounds = recorded ? 300 : 3;
+    const int64_t rounds = recorded ? 200 : 2;
     Random random({.seed = 5, .sample = rank()});
     for (int64_t round = 0; round < rounds; ++round) {
       for (size_t t = 0; t < given.size(); ++t) {
@@ -182,7 +182,8 @@ TEST_P(Collectives, LargestAndGathered) {
 TEST_P(Collectives, DeterministicSumsDoNotDependOnTheMessage) {
   Context fixed = context();
   fixed.deterministic = true;
-  const auto group = with_nccl(test_session().world(), fixed);
+  constexpr int64_t largest = 600007;  // in several pieces
+  const auto group = with_nccl(test_session().world(), fixed, {.peer_bytes = int64_t{256} << 10});
   if (size() > 2 && gpu() && way_of(*group) != std::string("peer memory"))
     GTEST_SKIP() << "sums go through " << way_of(*group);
   const std::vector<float> values = floats(largest, static_cast<uint32_t>(900 + rank()));
