@@ -80,8 +80,8 @@ double step_seconds(ModelStep& step, const Batch& batch, const SamplingRows& row
   return seconds_since(begin) / static_cast<double>(repeats);
 }
 
-// A group without collectives on tensors: what a step takes besides them. Numbers come out wrong; a rank's
-// own part is where a gather puts it, so that tokens are drawn from something like logits.
+// A group without collectives on tensors: what a step takes besides them. Numbers come out wrong; a gather
+// takes every part to be this rank's, so that tokens are drawn from something like logits.
 class NoCollectives : public Communicator {
  public:
   NoCollectives(const Context& context, const Communicator& group)
@@ -92,7 +92,7 @@ class NoCollectives : public Communicator {
   void all_reduce_sum(const Tensor&) override {}
   void all_reduce_max(const Tensor&) override {}
   void all_gather(const Tensor& part, const Tensor& out) override {
-    run(context_, Copy{part, out.at(rank_)});
+    for (int rank = 0; rank < size_; ++rank) run(context_, Copy{part, out.at(rank)});
   }
   void broadcast(std::span<std::byte>, int) override {}
   void all_reduce_sum(std::span<double>) override {}
