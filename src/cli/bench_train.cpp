@@ -84,19 +84,27 @@ json train(const Ranks& ranks, const ModelConfig& config, const BenchChoice& cho
     trained.adapter = &*adapter;
   } else if (context.storage == DType::f32) {
     trained.parameters = &model.weights();
-  } else {
-    exact.emplace(config, *transformer.shard, context.device, "trained weights");
-    for (size_t i = 0; i < exact->tensors().size(); ++i)
-      run(context, Copy{model.weights().tensors()[i].local, exact->tensors()[i].local});
-    trained.parameters = &*exact;
   }
+  const bool exact_apart = full && context.storage != DType::f32;
+  const auto place_exact = [&](Device place) {
+    exact.reset();
+    exact.emplace(config, *transformer.shard, place, "trained weights");
+    for (size_t i = 0; i < exact->tensors().size(); ++i)
+      upload_floats(exact->tensors()[i].local, download_floats(model.weights().tensors()[i].local));
+    trained.parameters = &*exact;
+  };
   TrainingFigures alone;
   // One replica while the others wait, then all: what a replica loses by not being alone.
   if (dp > 1) {
     const auto nobody = make_local_communicator();
-    if (ranks.groups.place.replica == 0) alone = train_steps(transformer, trained, choice, *nobody);
+    if (ranks.groups.place.replica == 0) {
+      if (exact_apart) place_exact(context.device);
+      alone = train_steps(transformer, trained, choice, *nobody);
+    }
     ranks.groups.world->barrier();
   }
+  // Replicas that share the exact weights out read them once.
+  if (exact_apart) place_exact(dp > 1 ? Device::cpu : context.device);
   const TrainingFigures figures = train_steps(transformer, trained, choice, *ranks.groups.data);
   const StepRecord& step = figures.middle;
 

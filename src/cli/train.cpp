@@ -101,8 +101,9 @@ int train(TrainChoice& choice, const std::vector<std::vector<Message>>& conversa
   if (choice.full()) {
     trained.parameters = &model->parameters();
     if (ranks.context.storage != DType::f32) {
-      exact =
-          load_parameters(model->config(), model->shard(), ranks.context.device, *model->source().weights);
+      // Replicas share the exact weights out, and want them all at the beginning and the end only.
+      const Device place = ranks.groups.grid.dp > 1 ? Device::cpu : ranks.context.device;
+      exact = load_parameters(model->config(), model->shard(), place, *model->source().weights);
       trained.parameters = &*exact;
     }
   } else {
@@ -144,6 +145,7 @@ int train(TrainChoice& choice, const std::vector<std::vector<Message>>& conversa
     if (choice.options.checkpoint_every > 0 && step.step % choice.options.checkpoint_every == 0)
       trainer.save_checkpoint(choice.checkpoint(), writer);
   }
+  trainer.collect();
   if (choice.full()) {
     write_model_files(choice.output, model->source(), *trained.parameters, "F32", writer,
                       *ranks.groups.tensor);

@@ -104,6 +104,10 @@ HostBuffer& HostBuffer::operator=(HostBuffer&& other) noexcept {
   return *this;
 }
 
+int64_t Arena::bytes_for_any_dtype(DType dtype, std::initializer_list<int64_t> shape) {
+  return bytes_for(DType::bf16, shape) / size_of(DType::bf16) * size_of(dtype);
+}
+
 int64_t Arena::bytes_for(DType dtype, std::initializer_list<int64_t> shape) {
   int64_t bytes = size_of(dtype);
   for (int64_t dim : shape) bytes *= dim;

@@ -69,6 +69,8 @@ class Arena {
 
   // Bytes that take() needs for a tensor of that shape, alignment included; sums of it size an arena.
   static int64_t bytes_for(DType dtype, std::initializer_list<int64_t> shape);
+  // The same where tensors of every dtype are to lie at the same places, counted in numbers.
+  static int64_t bytes_for_any_dtype(DType dtype, std::initializer_list<int64_t> shape);
 
  private:
   Buffer buffer_;

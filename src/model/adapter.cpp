@@ -110,15 +110,15 @@ Adapter::Adapter(const ModelConfig& config, const Shard& shard, LoraShape shape,
   };
   int64_t bytes = 0;
   for (const ProjectionGroup group : groups) {
-    bytes += Arena::bytes_for(place.dtype, {a_shape(group)[0], a_shape(group)[1]});
+    bytes += Arena::bytes_for_any_dtype(place.dtype, {a_shape(group)[0], a_shape(group)[1]});
     for (const Projection projection : group)
-      bytes += Arena::bytes_for(place.dtype, {b_shape(projection)[0], b_shape(projection)[1]});
+      bytes += Arena::bytes_for_any_dtype(place.dtype, {b_shape(projection)[0], b_shape(projection)[1]});
   }
   buffer_ = Buffer(place.device, bytes * config.layers, name);
   char* next = static_cast<char*>(buffer_.data());
   const auto next_tensor = [&](const std::array<int64_t, 2>& size) {
     Tensor tensor(next, place.dtype, place.device, {size[0], size[1]});
-    next += Arena::bytes_for(place.dtype, {size[0], size[1]});
+    next += Arena::bytes_for_any_dtype(place.dtype, {size[0], size[1]});
     return tensor;
   };
   for (int64_t layer = 0; layer < config.layers; ++layer) {

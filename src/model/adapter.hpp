@@ -49,7 +49,8 @@ class Adapter {
   Tensor stacked_a(int64_t layer, ProjectionGroup group) const;
   // A and B of every pair in a fixed order; names as PEFT saves them.
   const std::vector<ShardedTensor>& tensors() const { return tensors_; }
-  // All of this rank's numbers as one vector (padding included, always zero).
+  // All of this rank's numbers as one vector (padding included, always zero): in the same places whatever the
+  // dtype.
   Tensor flat() const;
 
  private:

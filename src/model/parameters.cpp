@@ -23,7 +23,7 @@ class Layouter {
   // Pass 1 (base null) counts; pass 2 hands out views.
   Tensor place(std::initializer_list<int64_t> shape) {
     const int64_t offset = used_;
-    used_ += Arena::bytes_for(place_.dtype, shape);
+    used_ += Arena::bytes_for_any_dtype(place_.dtype, shape);
     return {base_ == nullptr ? nullptr : base_ + offset, place_.dtype, place_.device, shape};
   }
   int64_t used() const { return used_; }

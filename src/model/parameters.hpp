@@ -76,7 +76,8 @@ class Parameters {
   const std::vector<ShardedTensor>& tensors() const { return tensors_; }
   int64_t bytes() const { return buffer_.bytes(); }
   int64_t adapter_rank() const { return adapter_rank_; }
-  // All of this rank's numbers as one vector (padding included, always zero in gradients).
+  // All of this rank's numbers as one vector (padding included, always zero in gradients): in the same places
+  // whatever the dtype.
   Tensor flat() const;
 
  private:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 #include "core/error.hpp"
 #include "kernels/ops.hpp"
@@ -11,60 +12,124 @@ namespace {
 
 constexpr int64_t bucket_elements = int64_t{4} << 20;
 
-// All the numbers held here, in the same layout for every Trainable of one form.
-Tensor flat(const Trainable& trainable) {
+// All the numbers held here, in the same layout for everything of one form.
+Tensor flat_of(const Trainable& trainable) {
   return trainable.adapter != nullptr ? trainable.adapter->flat() : trainable.parameters->flat();
+}
+
+// Between the places where f32 numbers may be: a context's device, and host memory.
+void copy_floats(const Context& context, const Tensor& from, const Tensor& to) {
+  if (from.size() == 0) return;
+  if (from.device() == to.device()) {
+    run(Context{.device = from.device(), .cuda = context.cuda}, Copy{from, to});
+  } else if (from.device() == Device::cpu) {
+    copy_to_device(to, from.raw(), from.bytes());
+  } else {
+    copy_to_host(to.raw(), from, from.bytes());
+  }
 }
 
 }  // namespace
 
-Optimizer::Owned::Owned(const Transformer& model, const Trainable& form, const char* name) {
-  const Device device = model.context.device;
-  if (form.adapter != nullptr) {
-    adapter_ = std::make_unique<Adapter>(*model.config, *model.shard, form.adapter->shape(), device, name);
+FormOf::FormOf(const Transformer& model, const Trainable& trained, Device device, const char* name) {
+  if (trained.adapter != nullptr) {
+    adapter_ = std::make_unique<Adapter>(*model.config, *model.shard, trained.adapter->shape(), device, name);
   } else {
     parameters_ = std::make_unique<Parameters>(*model.config, *model.shard, device, name);
   }
 }
 
-Optimizer::Optimizer(const Transformer& model, const Trainable& trained, double weight_decay)
+Tensor FormOf::flat() const { return flat_of(view()); }
+
+Optimizer::Optimizer(const Transformer& model, const Trainable& trained, double weight_decay,
+                     Communicator& data_parallel)
     : model_(model),
       trained_(trained),
       weight_decay_(weight_decay),
-      gradient_(model, trained, "gradients"),
-      first_moment_(model, trained, "optimizer"),
-      second_moment_(model, trained, "optimizer") {
+      data_parallel_(&data_parallel),
+      gradient_(model, trained, model.context.device, "gradients") {
   require((trained.adapter == nullptr) != (trained.parameters == nullptr),
           "either an adapter or all weights are trained");
-  require(flat(trained).dtype() == DType::f32, "what is trained is not f32");
-  const bool same_dtype = model.context.storage == DType::f32;
-  require(trained.adapter != nullptr || (trained.parameters == model.parameters) == same_dtype,
-          "full fine-tuning trains the model's own weights in f32, or an f32 form of others");
-  if (trained.adapter != nullptr && !same_dtype) {
+  const Device device = model.context.device;
+  const bool exact_storage = model.context.storage == DType::f32;
+  const Tensor all = flat_of(trained);
+  require(all.dtype() == DType::f32, "what is trained is not f32");
+  require(trained.adapter != nullptr || trained.parameters != model.parameters || exact_storage,
+          "weights that are stored as bf16 are trained in an f32 form of them");
+  if (trained.adapter != nullptr && !exact_storage) {
     rounded_.emplace(*model.config, *model.shard, trained.adapter->shape(), model.context.storage_place(),
                      "adapter");
   }
-  refresh();
+  require(weights().size() == all.size(), "the model's weights have room for adapters");
+
+  const int64_t replicas = data_parallel.size();
+  if (trained.parameters != nullptr && replicas > 1) {
+    constexpr int64_t together = 32;  // numbers; their addresses stay aligned
+    share_ = all.size() / replicas / together * together;
+    const int64_t rest = replicas * share_;
+    held_ = {{data_parallel.rank() * share_, 0, share_}, {rest, share_, all.size() - rest}};
+  } else {
+    held_ = {{0, 0, all.size()}};
+  }
+  const int64_t count = held_.back().at + held_.back().count;
+  moments_buffer_ = Buffer(device, 2 * count * size_of(DType::f32), "optimizer");
+  const Tensor moments(moments_buffer_.data(), DType::f32, device, {2 * count});
+  first_moment_ = moments.rows(0, count);
+  second_moment_ = moments.rows(count, 2 * count);
+  exact_ = all;
+  if (share_ > 0) {
+    exact_buffer_ = Buffer(device, count * size_of(DType::f32), "optimizer");
+    exact_ = Tensor(exact_buffer_.data(), DType::f32, device, {count});
+    for (const Held& part : held_) {
+      copy_floats(model.context, all.rows(part.begin, part.begin + part.count),
+                  exact_.rows(part.at, part.at + part.count));
+    }
+  }
+  publish();
 }
 
-const std::vector<ShardedTensor>& Optimizer::rounded_tensors() const {
-  return rounded_ ? rounded_->tensors() : model_.parameters->tensors();
+const Tensor& Optimizer::state(Part part) const {
+  switch (part) {
+    case Part::parameter:
+      return exact_;
+    case Part::first_moment:
+      return first_moment_;
+    case Part::second_moment:
+      return second_moment_;
+  }
+  throw BugError("unknown part of the optimizer's state");
 }
 
-void Optimizer::refresh() {
-  if (model_.context.storage == DType::f32) return;
-  const std::vector<ShardedTensor>& exact = trained_.tensors();
-  for (size_t i = 0; i < exact.size(); ++i)
-    run(model_.context, Copy{exact[i].local, rounded_tensors()[i].local});
+Tensor Optimizer::weights() const {
+  if (rounded_) return rounded_->flat();
+  return trained_.adapter != nullptr ? trained_.adapter->flat() : model_.parameters->flat();
 }
 
-void Optimizer::zero_gradient() { run(model_.context, Fill{flat(gradient()), 0.0F}); }
+// What the model computes with becomes what is held exactly, in all replicas.
+void Optimizer::publish() {
+  const Tensor all = weights();
+  for (const Held& part : held_) {
+    const Tensor exact = exact_.rows(part.at, part.at + part.count);
+    const Tensor place = all.rows(part.begin, part.begin + part.count);
+    if (exact.raw() != place.raw()) run(model_.context, Copy{exact, place});
+  }
+  gather(all);
+}
 
-void Optimizer::reduce_gradient(Communicator& data_parallel) {
-  if (data_parallel.size() == 1) return;
-  const Tensor all = flat(gradient());
+// Numbers of the form, of which this replica has its share, become whole.
+void Optimizer::gather(const Tensor& all) const {
+  if (share_ == 0) return;
+  const int64_t begin = held_.front().begin;
+  data_parallel_->all_gather(all.rows(begin, begin + share_), all.rows(0, data_parallel_->size() * share_));
+}
+
+void Optimizer::zero_gradient() { run(model_.context, Fill{gradient_.flat(), 0.0F}); }
+
+void Optimizer::reduce_gradient() {
+  if (data_parallel_->size() == 1) return;
+  const Tensor all = gradient_.flat();
   for (int64_t begin = 0; begin < all.size(); begin += bucket_elements) {
-    data_parallel.all_reduce_sum(all.rows(begin, std::min(begin + bucket_elements, all.size())));
+    data_parallel_->all_reduce_sum(all.rows(begin, std::min(begin + bucket_elements, all.size())));
   }
 }
 
@@ -74,7 +139,7 @@ double Optimizer::gradient_norm() const {
     run(model_.context, SumOfSquares{.x = tensor, .result = &squares});
   };
   if (model_.shard->tp == 1) {
-    add(flat(gradient()));
+    add(gradient_.flat());
     return std::sqrt(squares);
   }
   const int rank = model_.shard->tp_rank;
@@ -86,36 +151,68 @@ double Optimizer::gradient_norm() const {
   return std::sqrt(squares);
 }
 
+void Optimizer::update_part(const Held& part, double weight_decay, double learning_rate,
+                            double gradient_scale) {
+  if (part.count == 0) return;
+  const auto held = [&](const Tensor& tensor) { return tensor.rows(part.at, part.at + part.count); };
+  const auto all = [&](const Tensor& tensor) { return tensor.rows(part.begin, part.begin + part.count); };
+  const Tensor rounded = all(weights());
+  run(model_.context, AdamW{.parameter = held(exact_),
+                            .gradient = all(gradient_.flat()),
+                            .first_moment = held(first_moment_),
+                            .second_moment = held(second_moment_),
+                            .rounded = rounded.raw() == held(exact_).raw() ? Tensor() : rounded,
+                            .learning_rate = static_cast<float>(learning_rate),
+                            .weight_decay = static_cast<float>(weight_decay),
+                            .gradient_scale = static_cast<float>(gradient_scale),
+                            .step = updates_});
+}
+
 void Optimizer::update(double learning_rate, double gradient_scale) {
   ++updates_;
-  const auto update_part = [&](const Tensor& parameter, const Tensor& gradient_part, const Tensor& first,
-                               const Tensor& second, const Tensor& rounded, double weight_decay) {
-    run(model_.context, AdamW{.parameter = parameter,
-                              .gradient = gradient_part,
-                              .first_moment = first,
-                              .second_moment = second,
-                              .rounded = rounded,
-                              .learning_rate = static_cast<float>(learning_rate),
-                              .weight_decay = static_cast<float>(weight_decay),
-                              .gradient_scale = static_cast<float>(gradient_scale),
-                              .step = updates_});
-  };
-  const bool rounds = model_.context.storage != DType::f32;
-  Tensor rounded;
-  if (rounds) rounded = rounded_ ? rounded_->flat() : model_.parameters->flat();
-  // The paddings between tensors depend on the dtype, unless all sizes are multiples of what is padded to.
-  const bool same_layout = !rounds || rounded.size() == flat(trained_).size();
-  if (same_layout && (trained_.adapter != nullptr || weight_decay_ == 0.0)) {
-    return update_part(flat(trained_), flat(gradient()), flat(first_moment()), flat(second_moment()), rounded,
-                       weight_decay_);
+  for (const Held& part : held_) {
+    if (trained_.adapter != nullptr || weight_decay_ == 0.0) {
+      update_part(part, weight_decay_, learning_rate, gradient_scale);
+      continue;
+    }
+    // Tensor by tensor: some decay, some do not.
+    const auto* const first = gradient_.flat().data<float>();
+    for (const ShardedTensor& tensor : gradient().tensors()) {
+      const int64_t place = tensor.local.data<float>() - first;
+      const int64_t begin = std::max(place, part.begin);
+      const int64_t end = std::min(place + tensor.local.size(), part.begin + part.count);
+      if (begin >= end) continue;
+      update_part({begin, part.at + begin - part.begin, end - begin},
+                  tensor.local.rank() == 2 ? weight_decay_ : 0.0, learning_rate, gradient_scale);
+    }
   }
-  for (size_t i = 0; i < trained_.tensors().size(); ++i) {
-    const Tensor parameter = trained_.tensors()[i].local;
-    const bool decays = trained_.adapter != nullptr || parameter.rank() == 2;
-    update_part(parameter, gradient().tensors()[i].local, first_moment().tensors()[i].local,
-                second_moment().tensors()[i].local, rounds ? rounded_tensors()[i].local : Tensor(),
-                decays ? weight_decay_ : 0.0);
+  gather(weights());
+}
+
+FormOf Optimizer::whole(Part part) const {
+  FormOf form(model_, trained_, Device::cpu, "checkpoint");
+  const Tensor all = form.flat();
+  for (const Held& held : held_) {
+    copy_floats(model_.context, state(part).rows(held.at, held.at + held.count),
+                all.rows(held.begin, held.begin + held.count));
   }
+  gather(all);
+  return form;
+}
+
+void Optimizer::adopt(Part part, const FormOf& whole) {
+  const Tensor all = whole.flat();
+  for (const Held& held : held_) {
+    copy_floats(model_.context, all.rows(held.begin, held.begin + held.count),
+                state(part).rows(held.at, held.at + held.count));
+  }
+  if (part == Part::parameter) publish();
+}
+
+void Optimizer::collect() {
+  const Tensor place = flat_of(trained_);
+  if (share_ == 0 || place.raw() == weights().raw()) return;
+  copy_floats(model_.context, whole(Part::parameter).flat(), place);
 }
 
 }  // namespace sl

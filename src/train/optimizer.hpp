@@ -1,6 +1,11 @@
-// AdamW over whatever is trained, with its gradient and moments, and the norm of the gradient over
-// tensor-parallel ranks. What is trained, gradient and moments are f32; where the model is stored as bf16, it
-// computes with a rounded copy of what is trained.
+// AdamW over whatever is trained, with its gradient, and the norm of the gradient over tensor-parallel ranks.
+// What is trained, gradient and moments are f32; where the model is stored as bf16, it computes with a
+// rounded copy of what is trained.
+//
+// Replicas that train all weights share the optimizer's state out (ZeRO-1, Rajbhandari et al. 2020): each
+// keeps exact weights and moments of a range of the flat numbers only, updates them, and gathers the weights
+// of the others. A rank then holds its weights in the storage dtype, a whole f32 gradient, and 12 bytes a
+// weight divided by the replicas. The numbers are those of one replica that holds everything.
 #pragma once
 
 #include <cstdint>
@@ -8,60 +13,83 @@
 #include <optional>
 #include <vector>
 
+#include "core/buffer.hpp"
 #include "core/tensor.hpp"
+#include "dist/communicator.hpp"
 #include "model/training_pass.hpp"
 #include "model/transformer.hpp"
 
 namespace sl {
 
+// f32 numbers of the form of what is trained: a gradient, or a part of the optimizer's state.
+class FormOf {
+ public:
+  FormOf(const Transformer& model, const Trainable& trained, Device device, const char* name);
+  Trainable view() const { return {adapter_.get(), parameters_.get()}; }
+  Tensor flat() const;
+
+ private:
+  std::unique_ptr<Adapter> adapter_;
+  std::unique_ptr<Parameters> parameters_;
+};
+
 class Optimizer {
  public:
-  // Takes the memory of gradient and moments, all zeros. `trained` is f32; it and the model outlive this.
-  // With full fine-tuning the model's own weights are what is trained, or its rounded copy. Weight decay
-  // leaves out norms and biases.
-  Optimizer(const Transformer& model, const Trainable& trained, double weight_decay);
+  // Takes the memory of gradient and state. `trained` is f32; it, the model and the group outlive this. With
+  // full fine-tuning it is the model's own weights, or an f32 form of them: that must be where the model is
+  // stored as bf16, and lie on the device unless several replicas share the state, which then read it here
+  // and write it in collect() only. Weight decay leaves out norms and biases. Collective over
+  // `data_parallel`.
+  Optimizer(const Transformer& model, const Trainable& trained, double weight_decay,
+            Communicator& data_parallel);
 
-  const Trainable& trained() const { return trained_; }
   Trainable gradient() const { return gradient_.view(); }
-  Trainable first_moment() const { return first_moment_.view(); }
-  Trainable second_moment() const { return second_moment_.view(); }
-
   // What a training pass computes with: the adapter trained, or its rounded copy; null with full fine-tuning.
   const Adapter* adapter() const { return rounded_ ? &*rounded_ : trained_.adapter; }
-  // Rounds what is trained into the copy: after every change of it from outside.
-  void refresh();
 
   void zero_gradient();
-  // Sums the gradient over the group, in buckets.
-  void reduce_gradient(Communicator& data_parallel);
+  // Sums the gradient over the data-parallel group, in buckets.
+  void reduce_gradient();
   // Euclidean norm of the whole gradient, every number of the model counted once; collective over the
   // tensor-parallel group. After TrainingPass::finish_gradients and reduce_gradient.
   double gradient_norm() const;
-  // One step of AdamW on gradient_scale * gradient, the rounded copy included.
+  // One step of AdamW on gradient_scale * gradient, what the model computes with included. Collective over
+  // the data-parallel group.
   void update(double learning_rate, double gradient_scale);
 
   int64_t updates() const { return updates_; }
   void set_updates(int64_t updates) { updates_ = updates; }  // when continuing
 
- private:
-  // A gradient or a moment of the form of what is trained.
-  class Owned {
-   public:
-    Owned(const Transformer& model, const Trainable& form, const char* name);
-    Trainable view() const { return {adapter_.get(), parameters_.get()}; }
+  // A part of the state, whole and in host memory. All of these are collective over the data-parallel group.
+  enum class Part : uint8_t { parameter, first_moment, second_moment };
+  FormOf whole(Part part) const;
+  void adopt(Part part, const FormOf& whole);
+  // Brings what has been learnt to where `trained` is.
+  void collect();
 
-   private:
-    std::unique_ptr<Adapter> adapter_;
-    std::unique_ptr<Parameters> parameters_;
+ private:
+  // Flat numbers begin .. begin + count, which lie at `at` in the parts of the state here.
+  struct Held {
+    int64_t begin, at, count;
   };
 
-  const std::vector<ShardedTensor>& rounded_tensors() const;
+  const Tensor& state(Part part) const;
+  Tensor weights() const;  // flat: what the model computes with
+  void update_part(const Held& part, double weight_decay, double learning_rate, double gradient_scale);
+  void publish();
+  void gather(const Tensor& all) const;
 
   Transformer model_;
   Trainable trained_;
   std::optional<Adapter> rounded_;  // of the storage dtype, where that is not f32
   double weight_decay_;
-  Owned gradient_, first_moment_, second_moment_;
+  Communicator* data_parallel_;
+  FormOf gradient_;
+  int64_t share_ = 0;       // numbers that each replica holds alone; 0: every replica holds all
+  std::vector<Held> held_;  // its share, and what is left over, which all hold
+  Buffer exact_buffer_;     // of a share
+  Buffer moments_buffer_;
+  Tensor exact_, first_moment_, second_moment_;  // f32, as held_ says
   int64_t updates_ = 0;
 };
 

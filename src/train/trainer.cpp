@@ -118,7 +118,7 @@ Trainer::Trainer(const Transformer& model, const Trainable& trained, std::vector
              std::move(rows))),
       options_(options),
       data_parallel_(&data_parallel),
-      optimizer_(model, trained, options.weight_decay),
+      optimizer_(model, trained, options.weight_decay, data_parallel),
       pass_tokens_(largest_pass(rows_, options)),
       pass_(model,
             {.max_rows = pass_tokens_,
@@ -201,7 +201,7 @@ bool Trainer::step() {
 void Trainer::finish_step(double loss) {
   const ProfilerRange range("update");
   pass_.finish_gradients(optimizer_.gradient());
-  optimizer_.reduce_gradient(*data_parallel_);
+  optimizer_.reduce_gradient();
   data_parallel_->all_reduce_sum(std::span(&loss, 1));
   last_.loss = loss;
   last_.grad_norm = optimizer_.gradient_norm();

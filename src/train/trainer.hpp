@@ -59,9 +59,9 @@ struct TrainerState {
 class Trainer {
  public:
   // Every rank gives the same rows and options. `trained` (f32) starts where its owner has brought it; with
-  // full fine-tuning it is the model's own weights, or an f32 form of them where the model is stored as bf16.
-  // All of them outlive the trainer. InputError when no token is to be learnt, a token is outside the
-  // vocabulary, or the activations do not fit.
+  // full fine-tuning it is the model's own weights, or an f32 form of them where the model is stored as bf16
+  // (Optimizer says where it lies). All of them outlive the trainer. InputError when no token is to be
+  // learnt, a token is outside the vocabulary, or the activations do not fit.
   Trainer(const Transformer& model, const Trainable& trained, std::vector<TrainingRow> rows,
           const TrainingOptions& options, Communicator& data_parallel);
 
@@ -73,8 +73,11 @@ class Trainer {
   const TrainerState& state() const { return state_; }
   const TrainingPass& pass() const { return pass_; }
 
-  // Whole tensors and the state, in one file: the same whatever the process grid. One replica is the writer:
-  // collective over its tensor-parallel group, whose rank 0 writes; the others return at once.
+  // Brings what has been learnt to `trained`. Collective over all ranks; before it is read at the end.
+  void collect() { optimizer_.collect(); }
+
+  // Whole tensors and the state, in one file: the same whatever the process grid. Collective over all ranks;
+  // rank 0 of the replica that is the writer writes.
   void save_checkpoint(const std::string& path, bool writer);
   // Continues from such a file, on any grid. InputError when it belongs to other rows, options or shapes.
   void load_checkpoint(const std::string& path);

@@ -4,6 +4,7 @@
 #include <array>
 #include <bit>
 #include <map>
+#include <string>
 #include <utility>
 
 #include "core/error.hpp"
@@ -16,16 +17,14 @@ namespace {
 constexpr const char* kind = "selflengthen training";
 
 // Each tensor of the training three times: itself and its moments.
-std::array<std::pair<const char*, Trainable>, 3> parts_of(const Optimizer& optimizer) {
-  return {{{"parameter/", optimizer.trained()},
-           {"first_moment/", optimizer.first_moment()},
-           {"second_moment/", optimizer.second_moment()}}};
-}
+constexpr std::array<std::pair<const char*, Optimizer::Part>, 3> parts = {
+    {{"parameter/", Optimizer::Part::parameter},
+     {"first_moment/", Optimizer::Part::first_moment},
+     {"second_moment/", Optimizer::Part::second_moment}}};
 
 }  // namespace
 
 void Trainer::save_checkpoint(const std::string& path, bool writer) {
-  if (!writer) return;
   CheckpointContent content;
   content.texts["kind"] = kind;
   content.integers = {{"step", state_.step},
@@ -34,15 +33,17 @@ void Trainer::save_checkpoint(const std::string& path, bool writer) {
                       {"skipped_in_a_row", state_.skipped_in_a_row},
                       {"batch_sequences", state_.batch_sequences},
                       {"fingerprint", std::bit_cast<int64_t>(state_.fingerprint)}};
-  for (const auto& [prefix, part] : parts_of(optimizer_)) {
-    for (const ShardedTensor& tensor : part.tensors()) {
+  for (const auto& [prefix, part] : parts) {
+    const FormOf form = optimizer_.whole(part);
+    if (!writer) continue;
+    for (const ShardedTensor& tensor : form.view().tensors()) {
       std::vector<float> whole = gather_whole(tensor, *model_.tensor_parallel);
       if (model_.tensor_parallel->rank() == 0) {
         content.tensors.push_back({prefix + tensor.name, tensor.shape, std::move(whole)});
       }
     }
   }
-  if (model_.tensor_parallel->rank() == 0) write_checkpoint(path, content);
+  if (writer && model_.tensor_parallel->rank() == 0) write_checkpoint(path, content);
 }
 
 void Trainer::load_checkpoint(const std::string& path) {
@@ -69,8 +70,8 @@ void Trainer::load_checkpoint(const std::string& path) {
   }
   std::map<std::string, const CheckpointTensor*> by_name;
   for (const CheckpointTensor& tensor : content.tensors) by_name[tensor.name] = &tensor;
-  for (const auto& [prefix, part] : parts_of(optimizer_)) {
-    for (const ShardedTensor& tensor : part.tensors()) {
+  for (const auto& [prefix, part] : parts) {
+    for (const ShardedTensor& tensor : optimizer_.gradient().tensors()) {
       const auto found = by_name.find(prefix + tensor.name);
       if (found == by_name.end() || found->second->shape != tensor.shape) {
         throw InputError(fmt::format("lacks tensor '{}{}' in the shape of this model", prefix, tensor.name),
@@ -78,10 +79,11 @@ void Trainer::load_checkpoint(const std::string& path) {
       }
     }
   }
-  for (const auto& [prefix, part] : parts_of(optimizer_)) {
-    for (const ShardedTensor& tensor : part.tensors()) {
+  for (const auto& [prefix, part] : parts) {
+    const FormOf form(model_, optimizer_.gradient(), Device::cpu, "checkpoint");
+    for (const ShardedTensor& tensor : form.view().tensors())
       scatter_whole(tensor, by_name.at(prefix + tensor.name)->values);
-    }
+    optimizer_.adopt(part, form);
   }
   state_.step = integer("step");
   state_.updates = integer("updates");
@@ -90,7 +92,6 @@ void Trainer::load_checkpoint(const std::string& path) {
   state_.batch_sequences = batch_sequences;
   total_steps_ = options_.epochs * steps_an_epoch();
   optimizer_.set_updates(state_.updates);
-  optimizer_.refresh();
 }
 
 }  // namespace sl

@@ -37,7 +37,7 @@ TEST_P(TrainingOnDevices, GradientsAreThoseOfTheHost) {
       std::vector<double> losses;
       for (const Context& where : {Context{}, context()}) {
         Placed placed(where, small_config(qwen2), *alone_, lora);
-        Optimizer optimizer(placed.transformer, placed.trained(lora), 0.0);
+        Optimizer optimizer(placed.transformer, placed.trained(lora), 0.0, *alone_);
         TrainingPass pass(placed.transformer, {.max_rows = batch.rows(), .lora_rank = lora ? 8 : 0},
                           tiny::plenty);
         losses.push_back(pass.forward_backward(batch, optimizer.adapter(), optimizer.gradient()).loss_sum);

@@ -84,7 +84,8 @@ struct Gradients {
 
 Gradients gradients_of(const Form& form, Communicator& tensor_parallel) {
   Trained trained(form, tensor_parallel);
-  Optimizer optimizer(trained.model.transformer, trained.trainable(), 0.0);
+  const auto nobody = make_local_communicator();
+  Optimizer optimizer(trained.model.transformer, trained.trainable(), 0.0, *nobody);
   const PackedBatch batch = tiny::batch(tiny::rows(5, 37, 31));
   // Small chunks, so that the head makes several.
   TrainingPass pass(trained.model.transformer,
@@ -213,6 +214,30 @@ TEST(ProcessGrid, ContinuesTheTrainingOfAnotherGrid) {
         expect_close(one_rank.tensors, whole_run.tensors, names.trainable(), 1e-3, describe(grid));
       }
     }
+  }
+}
+
+// Weights trained in a form of their own, as where the model is stored as bf16: nothing changes, and the form
+// has them in the end. Several replicas hold a share of the optimizer's state each.
+TEST(ProcessGrid, TrainsWeightsInAFormOfTheirOwn) {
+  for (const Grid& grid : grids()) {
+    const Groups groups = make_groups(test_session(), grid);
+    const Form form = forms[2];
+    ASSERT_EQ(form.finetune, Finetune::full);
+    TrainingOptions chosen = options(form);
+    chosen.weight_decay = 0.1;
+    const auto trained = [&](bool own_form) {
+      Trained model(form, *groups.tensor);
+      Trained other(form, *groups.tensor);
+      const Trainable exact = own_form ? other.trainable() : model.trainable();
+      Trainer trainer(model.model.transformer, exact, training_rows(), chosen, *groups.data);
+      while (trainer.step()) {
+      }
+      trainer.collect();
+      EXPECT_EQ(download<float>(exact.parameters->flat()), download<float>(model.model.parameters.flat()));
+      return whole(exact, *groups.tensor);
+    };
+    EXPECT_EQ(trained(true), trained(false)) << describe(grid);
   }
 }
 
