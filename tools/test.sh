@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what is missing, builds, and runs every test: release build, checks of the sources, sanitizers, serial HDF5;
+# Installs what is missing, builds, and runs every test: release build, checks of the sources, sanitizers, serial HDF5,
+# a real Slurm for the job script;
 # where nvcc is, the CUDA side is compiled too. Tests of it run where there is a GPU (doc/performance.md).
 # Ends with ctest's summary of the whole release suite.
 set -euo pipefail
@@ -34,6 +35,9 @@ if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
   cmake --preset cuda
   cmake --build --preset cuda --target selflengthen
 fi
+
+echo "== the job script on a Slurm of two nodes"
+bash tests/slurm/jobs.sh build/release/bin/selflengthen
 
 echo "== all tests, release build"
 ctest --test-dir build/release --output-on-failure -j 2

@@ -84,7 +84,8 @@ H5File H5File::create(const std::string& path, MPI_Comm comm) {
 #if SELFLENGTHEN_PARALLEL_HDF5
   if (made.collective_) made.check(H5Pset_fapl_mpio(access, comm, MPI_INFO_NULL), "H5Pset_fapl_mpio");
 #endif
-  made.file_ = made.own(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access), H5Fclose, "H5Fcreate");
+  const H5Handle creation = made.creation_without_times(H5P_FILE_CREATE);
+  made.file_ = made.own(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, creation, access), H5Fclose, "H5Fcreate");
   return made;
 }
 
@@ -104,8 +105,16 @@ H5File H5File::open(const std::string& path) {
   return opened;
 }
 
+// Equal content is to give equal bytes, whenever it is written.
+H5Handle H5File::creation_without_times(hid_t kind) const {
+  H5Handle creation = own(H5Pcreate(kind), H5Pclose, "H5Pcreate");
+  check(H5Pset_obj_track_times(creation, false), "H5Pset_obj_track_times");
+  return creation;
+}
+
 void H5File::make_group(const std::string& name) {
-  own(H5Gcreate2(file_, name.c_str(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), H5Gclose,
+  const H5Handle creation = creation_without_times(H5P_GROUP_CREATE);
+  own(H5Gcreate2(file_, name.c_str(), H5P_DEFAULT, creation, H5P_DEFAULT), H5Gclose,
       "creating group " + name);
 }
 
@@ -116,7 +125,7 @@ void H5File::write(const std::string& name, hid_t type, const std::vector<hsize_
   hsize_t total = 1;
   for (hsize_t dim : shape) total *= dim;
   const auto dimensions = static_cast<int>(shape.size());
-  const H5Handle layout = own(H5Pcreate(H5P_DATASET_CREATE), H5Pclose, what);
+  const H5Handle layout = creation_without_times(H5P_DATASET_CREATE);
   const H5Handle space = own(H5Screate_simple(dimensions, shape.data(), nullptr), H5Sclose, what);
   if (total > 0) {
     const std::vector<hsize_t> chunk = chunk_of(shape, H5Tget_size(type));

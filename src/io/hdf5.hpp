@@ -93,6 +93,7 @@ class H5File {
   [[noreturn]] void fail(const std::string& what) const;
   void check(herr_t status, const std::string& what) const;
   H5Handle own(hid_t id, herr_t (*closer)(hid_t), const std::string& what) const;
+  H5Handle creation_without_times(hid_t kind) const;
   H5Handle dataset(const std::string& name) const;
   void write_attribute(const std::string& name, hid_t file_type, hid_t memory_type, const void* value);
 
