@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing, builds, and runs every test: release build, checks of the sources, sanitizers, serial HDF5,
-# a real Slurm for the job script;
-# where nvcc is, the CUDA side is compiled too. Tests of it run where there is a GPU (doc/performance.md).
+# the job script on a Slurm; where nvcc is, the CUDA side is compiled too. Tests of it run where there is a GPU
+# (doc/performance.md).
 # Ends with ctest's summary of the whole release suite.
 set -euo pipefail
 cd "$(dirname "$0")/.."
