@@ -26,25 +26,13 @@
 #SBATCH --output=selflengthen-%j.log
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?submit this script with sbatch}"
-. slurm/cluster.env
+. slurm/launch.sh
 CONFIG=${CONFIG:-input/qwen2-7b.cfg}
 OUT=${OUT:-runs/$(basename "$CONFIG" .cfg)}
 TP=${TP:-1}
 CHAIN=${CHAIN:-0}
 
-for module in $MODULES; do module load "$module"; done
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
-if [ -n "$NETWORK_INTERFACE" ]; then
-  export OMPI_MCA_btl_tcp_if_include=$NETWORK_INTERFACE OMPI_MCA_oob_tcp_if_include=$NETWORK_INTERFACE
-  export NCCL_SOCKET_IFNAME=$NETWORK_INTERFACE
-fi
-
-# -K1: when a rank dies, the step ends at once, whatever the site's default is.
-if [ "$LAUNCHER" = srun ] || { [ "$LAUNCHER" = auto ] && srun --mpi=list 2>&1 | grep -q pmix; }; then
-  launch=(srun -K1 --mpi=pmix --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --cpu-bind=cores)
-else
-  launch=(mpirun -n "$SLURM_NTASKS" --map-by "slot:PE=${SLURM_CPUS_PER_TASK:-1}")
-fi
+launcher "$SLURM_NTASKS"
 
 echo "== $(date '+%F %T') job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $SLURM_NTASKS ranks on $SLURM_JOB_NODELIST"
 "${launch[@]}" "$PROGRAM" run --config "$CONFIG" --out "$OUT" --tp "$TP" "$@" &

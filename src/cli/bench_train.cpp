@@ -1,5 +1,6 @@
 // bench train: whole training steps on random weights and packed random tokens.
 #include <algorithm>
+#include <memory>
 #include <optional>
 
 #include "cli/bench.hpp"
@@ -76,7 +77,7 @@ json train(const Ranks& ranks, const ModelConfig& config, const BenchChoice& cho
   RandomModel model(ranks, config, full ? 0 : 1);  // with room for an adapter
   const Transformer& transformer = model.transformer();
   std::optional<Adapter> adapter;
-  std::optional<Parameters> exact;
+  std::unique_ptr<Parameters> exact;
   Trainable trained;
   if (!full) {
     adapter.emplace(config, *transformer.shard, LoraShape{}, context.device, "adapter");
@@ -87,8 +88,8 @@ json train(const Ranks& ranks, const ModelConfig& config, const BenchChoice& cho
   }
   const bool exact_apart = full && context.storage != DType::f32;
   const auto place_exact = [&](Device place) {
-    exact.reset();
-    exact.emplace(config, *transformer.shard, place, "trained weights");
+    exact.reset();  // before the next takes its memory
+    exact = std::make_unique<Parameters>(config, *transformer.shard, place, "trained weights");
     for (size_t i = 0; i < exact->tensors().size(); ++i)
       upload_floats(exact->tensors()[i].local, download_floats(model.weights().tensors()[i].local));
     trained.parameters = &*exact;

@@ -34,7 +34,7 @@ bash "$here/tests/slurm/cluster.sh" up "$work/cluster" 2
 
 # A project's folder as a user has it, with the facts of this cluster.
 mkdir -p "$work/project/slurm"
-cp "$here/slurm/selflengthen.sh" "$here/slurm/cluster.env" "$work/project/slurm"
+cp "$here"/slurm/* "$work/project/slurm"
 sed -i "s|^PROGRAM=.*|PROGRAM=$program|; s|^NETWORK_INTERFACE=.*|NETWORK_INTERFACE=lo|" "$work/project/slurm/cluster.env"
 cd "$work/project"
 options=(--deterministic --model "$here/tests/reference/models/tied" --prompts "$here/input/prompts"
@@ -64,7 +64,7 @@ until_true() {
   done
 }
 has_state() { [[ " $2 " == *" $(field "$1" JobState) "* ]]; }
-ends() { until_true 120 has_state "$1" "COMPLETED FAILED CANCELLED TIMEOUT NODE_FAIL"; }
+ends() { until_true 240 has_state "$1" "COMPLETED FAILED CANCELLED TIMEOUT NODE_FAIL"; }
 completes() {
   ends "$1" || fail "job $1 does not end: $(field "$1" JobState)"
   has_state "$1" COMPLETED || fail "job $1 is $(field "$1" JobState), code $(field "$1" ExitCode)"
@@ -144,4 +144,13 @@ completes "$job"
 [ "$(starts limited)" -ge 2 ] || fail "was done before its limit"
 "$program" inspect --state limited > /dev/null || fail "limited is not done"
 "$program" inspect --verify limited > /dev/null || fail "limited is damaged"
+echo "-- the scaling study"
+job=$(SHAPE=smollm2-135m OUT=scaling.jsonl EACH=2 REPEATS=2 CONTEXT=64 STEP=64 STAGE=8 \
+  ROLLOUT="--input-tokens 16 --output-tokens 24 --max-sequences 8 --kv-memory 64" \
+  sbatch --parsable --nodes=2 --ntasks-per-node=1 --cpus-per-task=1 --gpus-per-node=0 --output=scaling.log slurm/scaling.sh)
+completes "$job"
+for row in '"nodes":1,.*"rollout"' '"nodes":2,.*"rollout"' '"nodes":2,.*"train"' '"nodes":2,.*"collective"'; do
+  grep -q "$row" scaling.jsonl || fail "the scaling study has no row $row"
+done
+python3 "$here/tools/plot_scaling.py" scaling.jsonl || fail "the scaling study cannot be read"
 echo "Slurm: all passed"
