@@ -13,6 +13,11 @@ import json
 import sys
 
 
+def refuse(message):
+    print(message, file=sys.stderr)
+    sys.exit(2)
+
+
 def read(paths):
     """{(bench, kind): {ranks: tokens a second}} and {ranks: row of the collectives}."""
     curves, sums, facts = {}, {}, {}
@@ -20,7 +25,7 @@ def read(paths):
         try:
             lines = open(path, encoding="utf-8").read().splitlines()
         except OSError as error:
-            sys.exit(f"{path}: {error.strerror}; give the file that slurm/scaling.sh has written")
+            refuse(f"{path}: {error.strerror}; give the file that slurm/scaling.sh has written")
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
@@ -30,9 +35,9 @@ def read(paths):
                     curves.setdefault((row["bench"], row["kind"]), {})[row["ranks"]] = row["tokens_per_second"]
                 facts = {"device": row["device"], "shape": row.get("shape", facts.get("shape", "?"))}
             except (ValueError, KeyError, TypeError):
-                sys.exit(f"{path}:{number}: is no row of a scaling study; give the file that slurm/scaling.sh has written")
+                refuse(f"{path}:{number}: is no row of a scaling study; give the file that slurm/scaling.sh has written")
     if not curves:
-        sys.exit(f"{paths[0]}: has no row of rollouts or training")
+        refuse(f"{paths[0]}: has no row of rollouts or training")
     return curves, sums, facts
 
 
@@ -55,7 +60,7 @@ def draw(curves, facts, output):
     try:
         import matplotlib
     except ImportError:
-        sys.exit("drawing needs matplotlib: apt-get install python3-matplotlib")
+        refuse("drawing needs matplotlib: apt-get install python3-matplotlib")
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
