@@ -1,8 +1,8 @@
 // Linear layers with few rows: out^T = W x^T, where reading W is what takes the time. Weights are the wide
-// operand of wgmma (64 rows a warpgroup), the rows of x the narrow one (8, 64 or 128, padded with zeros). One
-// warp keeps a ring of about 200 KB a multiprocessor full by bulk copies. The ring is filled with weights
-// before the kernel ahead has ended: only x has to wait for it. Matrices with fewer tiles than
-// multiprocessors are also cut along k; the blocks of a cut tile are a cluster and exchange their sums
+// operand of wgmma (64 rows a warpgroup), the rows of x the narrow one (8, 64 or 128, in fixed order 256,
+// padded with zeros). One warp keeps a ring of about 200 KB a multiprocessor full by bulk copies. The ring is
+// filled with weights before the kernel ahead has ended: only x has to wait for it. Matrices with fewer tiles
+// than multiprocessors are also cut along k; the blocks of a cut tile are a cluster and exchange their sums
 // through shared memory, in fixed order.
 //
 // Measured on one H100 80GB HBM3: the four products of a qwen2-7b layer (4608, 3584, 37888 x 3584; 3584 x

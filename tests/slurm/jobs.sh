@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # slurm/selflengthen.sh on a real Slurm of two nodes, with the tiny model: to the end; told to stop, requeued and
 # continued; cancelled; a node lost in the middle; a rank killed; over its time limit. Whatever happened, the run's
-# files must be those of a run that nothing disturbed, byte for byte.
+# files must be those of a run that nothing disturbed, byte for byte. Then slurm/scaling.sh.
 #
-#   jobs.sh PROGRAM       from the project's folder, as root; takes some three minutes
+#   jobs.sh PROGRAM       from the project's folder, as root; takes some four minutes
 set -euo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
 if [ "${IN_NAMESPACE:-}" != 1 ]; then
