@@ -6,7 +6,7 @@ namespace sl {
 namespace {
 
 // One micro-iteration: the first half enriched gives the head; the whole enriched, begun with that head.
-Task<std::string> extend_once(Sample& sample, const std::string& instruction, const std::string& text) {
+Task<Completion> extend_once(Sample& sample, const std::string& instruction, const std::string& text) {
   const auto enrich = [&](std::string part) {
     Question question{.role = Role::extender};
     question.user =
@@ -18,8 +18,9 @@ Task<std::string> extend_once(Sample& sample, const std::string& instruction, co
   Question whole = enrich(text);
   whole.begun = head;
   whole.watch = true;
-  const Completion completion = co_await sample.ask(std::move(whole));
-  co_return head + completion.text;
+  Completion longer = co_await sample.ask(std::move(whole));
+  longer.text.insert(0, head);
+  co_return longer;
 }
 
 }  // namespace
@@ -30,14 +31,14 @@ Task<nlohmann::json> extend(Sample& sample, const std::string& instruction, cons
   while (sample.try_again(method.extension_attempts)) {
     std::string best = initial;
     for (int64_t micro = 0; micro < method.micro_iterations; ++micro) {
-      std::string longer = co_await extend_once(sample, instruction, best);
-      const Rejection rejection = accept(method.language, longer);
+      Completion longer = co_await extend_once(sample, instruction, best);
+      const Rejection rejection = accept(method.language, longer.text);
       if (rejection != Rejection::none) {
-        sample.reject(rejection_name(rejection));
-      } else if (count_words(longer) <= count_words(best)) {
+        sample.reject(rejection, longer.finish);
+      } else if (count_words(longer.text) <= count_words(best)) {
         sample.reject("not_longer");
       } else {
-        best = std::move(longer);
+        best = std::move(longer.text);
       }
     }
     if (static_cast<double>(count_words(best)) > enough) co_return sample.accepted("response", best);

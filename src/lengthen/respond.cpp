@@ -11,7 +11,7 @@ Task<nlohmann::json> respond(Sample& sample, const std::string& instruction) {
     std::string response(trim(answer.text));
     const Rejection rejection = accept(sample.method().language, response);
     if (rejection == Rejection::none) co_return sample.accepted("response", response);
-    sample.reject(rejection_name(rejection));
+    sample.reject(rejection, answer.finish);
   }
   co_return sample.given_up();
 }

@@ -96,6 +96,12 @@ Task<Completion> Sample::ask(Question question) {
   co_return completion;
 }
 
+void Sample::reject(Rejection rejection, FinishReason finish) {
+  const bool no_room = finish == FinishReason::length || finish == FinishReason::context;
+  if (finish == FinishReason::hopeless) return reject(rejection_name(Rejection::repetition));
+  reject(no_room && rejection == Rejection::ending ? "cut_off" : rejection_name(rejection));
+}
+
 Task<bool> Sample::likelier_yes(std::string user, std::string yes, std::string no) {
   std::vector<Message> turns(1);
   turns[0] = {"user", std::move(user)};

@@ -13,6 +13,7 @@
 #include "lengthen/session.hpp"
 #include "rollout/engine.hpp"
 #include "rollout/flow.hpp"
+#include "text/rules.hpp"
 
 namespace sl {
 
@@ -49,6 +50,9 @@ class Sample {
   Task<bool> likelier_yes(std::string user, std::string yes, std::string no);
   // Counts why the current attempt failed.
   void reject(std::string_view rule) { ++rejected_[std::string(rule)]; }
+  // The same for a response that was not accepted, of which the ending alone says little: one that was ended
+  // for its repetitions counts as that, one that had no room for more tokens as "cut_off".
+  void reject(Rejection rejection, FinishReason finish);
 
   int64_t tokens() const { return tokens_; }  // generated so far, over all attempts
   // Generator of host-side draws of the current attempt.
