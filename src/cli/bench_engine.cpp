@@ -91,6 +91,10 @@ class NoCollectives : public Communicator {
   bool in_stream() const override { return in_stream_; }
   void all_reduce_sum(const Tensor&) override {}
   void all_reduce_max(const Tensor&) override {}
+  void reduce_sum(const Tensor&, int) override {}
+  void reduce_scatter_sum(const Tensor& whole, const Tensor& part) override {
+    run(context_, Copy{whole.at(rank_), part});
+  }
   void all_gather(const Tensor& part, const Tensor& out) override {
     for (int rank = 0; rank < size_; ++rank) run(context_, Copy{part, out.at(rank)});
   }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -25,9 +26,19 @@ class Communicator {
   // All ranks receive the same bits.
   virtual void all_reduce_sum(const Tensor& tensor) = 0;  // f32 or bf16, dense
   virtual void all_reduce_max(const Tensor& tensor) = 0;  // f32 or bf16, dense
+  // The sum of all ranks' tensors comes to be on `root`; on the others the tensor is left as anything.
+  virtual void reduce_sum(const Tensor& tensor, int root) = 0;  // f32 or bf16, dense
+  // Of the sum of all ranks' `whole` (size, part...) rank r receives part r. Both dense, f32 or bf16, apart.
+  virtual void reduce_scatter_sum(const Tensor& whole, const Tensor& part) = 0;
   // out (size, part...) receives every rank's `part`, in rank order; both dense, any dtype. `part` may be the
   // rank's own place in `out`, but must not overlap it otherwise.
   virtual void all_gather(const Tensor& part, const Tensor& out) = 0;
+
+  // The collectives on device tensors that `send` asks for wait for what was sent to the device before, but
+  // not what is sent after; join() makes what is sent after it wait for them. Where collectives wait for the
+  // host they are over when this returns.
+  virtual void send_beside(const std::function<void()>& send) { send(); }
+  virtual void join() {}
 
   // Host-side control: small, always through MPI.
   virtual void broadcast(std::span<std::byte> bytes, int root) = 0;

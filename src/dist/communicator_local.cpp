@@ -15,15 +15,15 @@ class LocalCommunicator : public Communicator {
   bool in_stream() const override { return true; }
   void all_reduce_sum(const Tensor& tensor) override { check(tensor); }
   void all_reduce_max(const Tensor& tensor) override { check(tensor); }
-  void all_gather(const Tensor& part, const Tensor& out) override {
-    require(part.contiguous() && out.contiguous() && part.dtype() == out.dtype() &&
-                part.device() == out.device() && part.size() == out.size(),
-            "all_gather of " + part.describe() + " from 1 rank into " + out.describe());
-    if (part.raw() == out.raw()) return;
-    std::vector<std::byte> bytes(static_cast<size_t>(part.bytes()));
-    copy_to_host(bytes.data(), part, part.bytes());
-    copy_to_device(out, bytes.data(), out.bytes());
+  void reduce_sum(const Tensor& tensor, int root) override {
+    require(root == 0, "a sum for a rank outside the group");
+    check(tensor);
   }
+  void reduce_scatter_sum(const Tensor& whole, const Tensor& part) override {
+    check(whole);
+    copy("reduce_scatter", whole, part);
+  }
+  void all_gather(const Tensor& part, const Tensor& out) override { copy("all_gather", part, out); }
   void broadcast(std::span<std::byte>, int root) override {
     require(root == 0, "broadcast from a rank outside the group");
   }
@@ -33,6 +33,15 @@ class LocalCommunicator : public Communicator {
   void barrier() override {}
 
  private:
+  static void copy(const char* call, const Tensor& from, const Tensor& to) {
+    require(from.contiguous() && to.contiguous() && from.dtype() == to.dtype() &&
+                from.device() == to.device() && from.size() == to.size(),
+            std::string(call) + " of " + from.describe() + " among 1 rank into " + to.describe());
+    if (from.raw() == to.raw()) return;
+    std::vector<std::byte> bytes(static_cast<size_t>(from.bytes()));
+    copy_to_host(bytes.data(), from, from.bytes());
+    copy_to_device(to, bytes.data(), to.bytes());
+  }
   static void check(const Tensor& tensor) {
     require(tensor.contiguous() && (tensor.dtype() == DType::f32 || tensor.dtype() == DType::bf16),
             "all_reduce of " + tensor.describe());

@@ -45,6 +45,42 @@ MpiCommunicator::~MpiCommunicator() {
   if (std::uncaught_exceptions() == 0) MPI_Comm_free(&comm_);
 }
 
+void MpiCommunicator::reduce_sum(const Tensor& tensor, int root) {
+  require(root >= 0 && root < size_, "a sum for a rank outside the group");
+  require(tensor.contiguous() && (tensor.dtype() == DType::f32 || tensor.dtype() == DType::bf16),
+          "reduce of " + tensor.describe());
+  if (tensor.device() == Device::cuda || tensor.dtype() != DType::f32) {  // through the host, in f32
+    std::vector<float> values = download_floats(tensor);
+    reduce_to(root, values.data(), tensor.size());
+    if (rank_ == root) upload_floats(tensor, values);
+    return;
+  }
+  DeviceTurn turn(tensor.device());
+  reduce_to(root, tensor.data<float>(), tensor.size());
+}
+
+void MpiCommunicator::reduce_scatter_sum(const Tensor& whole, const Tensor& part) {
+  require(whole.contiguous() && part.contiguous() && whole.dtype() == part.dtype() &&
+              whole.device() == part.device() && whole.size() == part.size() * size_ &&
+              (part.dtype() == DType::f32 || part.dtype() == DType::bf16),
+          "reduce_scatter of " + whole.describe() + " to " + std::to_string(size_) + " ranks into " +
+              part.describe());
+  std::vector<float> values = download_floats(whole);
+  const int64_t count = part.size();
+  for (int rank = 0; rank < size_; ++rank) reduce_to(rank, values.data() + rank * count, count);
+  const auto own = values.begin() + rank_ * count;
+  upload_floats(part, {own, own + count});
+}
+
+void MpiCommunicator::reduce_to(int root, float* values, int64_t count) {
+  for (int64_t at = 0; at < count; at += piece_) {
+    const auto n = static_cast<int>(std::min(piece_, count - at));
+    const void* own = rank_ == root ? MPI_IN_PLACE : values + at;
+    check_mpi(MPI_Reduce(own, rank_ == root ? values + at : nullptr, n, MPI_FLOAT, MPI_SUM, root, comm_),
+              "MPI_Reduce");
+  }
+}
+
 void MpiCommunicator::all_gather(const Tensor& part, const Tensor& out) {
   require(part.contiguous() && out.contiguous() && part.dtype() == out.dtype() &&
               part.device() == out.device() && out.size() == part.size() * size_,

@@ -37,6 +37,8 @@ class MpiCommunicator : public Communicator {
 
   void all_reduce_sum(const Tensor& tensor) override { reduce(tensor, MPI_SUM); }
   void all_reduce_max(const Tensor& tensor) override { reduce(tensor, MPI_MAX); }
+  void reduce_sum(const Tensor& tensor, int root) override;
+  void reduce_scatter_sum(const Tensor& whole, const Tensor& part) override;
   void all_gather(const Tensor& part, const Tensor& out) override;
   void broadcast(std::span<std::byte> bytes, int root) override;
   void all_reduce_sum(std::span<double> values) override;
@@ -46,6 +48,7 @@ class MpiCommunicator : public Communicator {
 
  private:
   void reduce(const Tensor& tensor, MPI_Op operation);
+  void reduce_to(int root, float* values, int64_t count);
   void gather_bytes(const std::byte* part, std::byte* out, int64_t bytes);
 
   MPI_Comm comm_;

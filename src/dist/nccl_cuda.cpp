@@ -33,6 +33,33 @@ ncclDataType_t type_of(const Tensor& tensor) {
   throw BugError("unknown dtype");
 }
 
+void check(cudaError_t code, const char* call, SourcePlace at = SourcePlace::current()) {
+  if (code != cudaSuccess) throw LibraryError("CUDA", call, cudaGetErrorString(code), at);
+}
+
+// A second stream of the device, before the first where both have work: who waits for its collectives waits
+// less.
+struct Beside {
+  Beside() {
+    int least = 0, greatest = 0;
+    check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
+    check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, greatest),
+          "cudaStreamCreateWithPriority");
+    for (cudaEvent_t* event : {&so_far, &sent})
+      check(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+  }
+  ~Beside() {
+    cudaEventDestroy(sent);
+    cudaEventDestroy(so_far);
+    cudaStreamDestroy(stream);
+  }
+  Beside(const Beside&) = delete;
+  Beside& operator=(const Beside&) = delete;
+
+  cudaStream_t stream = nullptr;
+  cudaEvent_t so_far = nullptr, sent = nullptr;
+};
+
 class NcclCommunicator : public Communicator {
  public:
   NcclCommunicator(std::unique_ptr<Communicator> through_host, const Context& context,
@@ -71,6 +98,25 @@ class NcclCommunicator : public Communicator {
 
   void all_reduce_sum(const Tensor& tensor) override { reduce(tensor, ncclSum); }
   void all_reduce_max(const Tensor& tensor) override { reduce(tensor, ncclMax); }
+  void reduce_sum(const Tensor& tensor, int root) override {
+    if (tensor.device() != Device::cuda) return host_->reduce_sum(tensor, root);
+    require(tensor.contiguous() && (tensor.dtype() == DType::f32 || tensor.dtype() == DType::bf16),
+            "reduce of " + tensor.describe());
+    check(ncclReduce(tensor.raw(), tensor.raw(), static_cast<size_t>(tensor.size()), type_of(tensor), ncclSum,
+                     root, comm_, stream_),
+          "ncclReduce");
+  }
+  void reduce_scatter_sum(const Tensor& whole, const Tensor& part) override {
+    if (part.device() != Device::cuda) return host_->reduce_scatter_sum(whole, part);
+    require(whole.contiguous() && part.contiguous() && whole.dtype() == part.dtype() &&
+                whole.device() == part.device() && whole.size() == part.size() * size() &&
+                (part.dtype() == DType::f32 || part.dtype() == DType::bf16),
+            "reduce_scatter of " + whole.describe() + " to " + std::to_string(size()) + " ranks into " +
+                part.describe());
+    check(ncclReduceScatter(whole.raw(), part.raw(), static_cast<size_t>(part.size()), type_of(part), ncclSum,
+                            comm_, stream_),
+          "ncclReduceScatter");
+  }
   void all_gather(const Tensor& part, const Tensor& out) override {
     if (part.device() != Device::cuda) return host_->all_gather(part, out);
     require(part.contiguous() && out.contiguous() && part.dtype() == out.dtype() &&
@@ -81,6 +127,19 @@ class NcclCommunicator : public Communicator {
         ncclAllGather(part.raw(), out.raw(), static_cast<size_t>(part.size()), type_of(part), comm_, stream_),
         "ncclAllGather");
   }
+
+  // All through NCCL: memory of peers is for one sum at a time, in the order of the device's stream.
+  void send_beside(const std::function<void()>& send) override {
+    check(cudaEventRecord(beside_.so_far, stream_), "cudaEventRecord");
+    check(cudaStreamWaitEvent(beside_.stream, beside_.so_far), "cudaStreamWaitEvent");
+    const cudaStream_t main = std::exchange(stream_, beside_.stream);
+    std::unique_ptr<PeerAllReduce> peers = std::move(peers_);
+    send();
+    stream_ = main;
+    peers_ = std::move(peers);
+    check(cudaEventRecord(beside_.sent, beside_.stream), "cudaEventRecord");
+  }
+  void join() override { check(cudaStreamWaitEvent(stream_, beside_.sent), "cudaStreamWaitEvent"); }
 
   void broadcast(std::span<std::byte> bytes, int root) override { host_->broadcast(bytes, root); }
   void all_reduce_sum(std::span<double> values) override { host_->all_reduce_sum(values); }
@@ -113,6 +172,7 @@ class NcclCommunicator : public Communicator {
   cudaStream_t stream_;
   bool all_through_peers_;
   ncclComm_t comm_ = nullptr;
+  Beside beside_;
   std::unique_ptr<PeerAllReduce> peers_;
 };
 

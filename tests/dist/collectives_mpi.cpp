@@ -178,6 +178,59 @@ TEST_P(Collectives, LargestAndGathered) {
   }
 }
 
+// Small integers: exact in every order.
+TEST_P(Collectives, SumsForOneRankAndInShares) {
+  for (const GpuCollectives& way : ways) {
+    const auto group = world(way);
+    for (const int64_t n : {int64_t{1}, int64_t{17}, int64_t{4097}, int64_t{300001}}) {
+      const auto values_of = [&](int r) {
+        return test::small_integers(n * size(), static_cast<uint32_t>(20 * r + n % 7));
+      };
+      const std::vector<double> expected = sum_of(values_of);
+      for (int root = 0; root < size(); ++root) {
+        const test::Stored stored(place(), {n * size()});
+        upload_floats(stored.tensor(), values_of(rank()));
+        group->reduce_sum(stored.tensor(), root);
+        const std::vector<float> sum = download_floats(stored.tensor());
+        ASSERT_TRUE(rank() != root || std::equal(sum.begin(), sum.end(), expected.begin(), expected.end()))
+            << n;
+        ASSERT_TRUE(stored.surroundings_untouched()) << n;
+      }
+      const test::Stored whole(place(), {size(), n}), part(place(), {n});
+      upload_floats(whole.tensor(), values_of(rank()));
+      group->reduce_scatter_sum(whole.tensor(), part.tensor());
+      const std::vector<float> share = download_floats(part.tensor());
+      ASSERT_TRUE(std::equal(share.begin(), share.end(), expected.begin() + rank() * n)) << n;
+      ASSERT_TRUE(part.surroundings_untouched()) << n;
+    }
+  }
+}
+
+// What was sent before is in the sum, what is sent after the meeting finds the sum; sums in between are
+// others' affair.
+TEST_P(Collectives, BesideOtherWork) {
+  const Context here = context();
+  const auto group = world();
+  constexpr int64_t n = 300001;
+  Arena arena(device(), 3 * Arena::bytes_for(storage(), {1, n}) + (int64_t{5} << 20), "test");
+  const Tensor beside = arena.take(storage(), {1, n}), own = arena.take(storage(), {1, n}),
+               copy = arena.take(storage(), {1, n});
+  const Tensor ballast = arena.take(DType::f32, {1, int64_t{1} << 20});
+  const float sum = static_cast<float>(size() * (size() + 1)) / 2.0F;
+  for (int round = 0; round < 20; ++round) {
+    run(here, Fill{beside, 0.0F});
+    for (int late = 0; late < (round + rank()) % 5; ++late) run(here, Fill{ballast, 1.0F});
+    run(here, Fill{beside, static_cast<float>(rank() + 1)});
+    group->send_beside([&] { group->all_reduce_sum(beside.rows(0, 1)); });
+    run(here, Fill{own, static_cast<float>(rank())});
+    group->join();
+    run(here, Copy{beside, copy});
+    run(here, Fill{beside, -1.0F});
+    ASSERT_EQ(download_floats(copy), std::vector<float>(n, sum)) << "round " << round;
+    ASSERT_EQ(download_floats(own), std::vector<float>(n, static_cast<float>(rank()))) << "round " << round;
+  }
+}
+
 // With fixed orders a number's sum is the same wherever it stands, in a message of whatever size.
 TEST_P(Collectives, DeterministicSumsDoNotDependOnTheMessage) {
   Context fixed = context();
