@@ -8,20 +8,33 @@
 
 namespace sl {
 
-void TrainingPass::backward(const Adapter* adapter, const Trainable& gradients) {
+void TrainingPass::backward(const Adapter* adapter, const Trainable& gradients, const LayerDone& layer_done) {
   const ProfilerRange range("backward");
-  if (model_.context.storage != DType::f32) run(model_.context, Copy{gradient_, rounded_gradient_.outputs});
+  if (rounded_own_.defined()) run(model_.context, Copy{gradient_, rounded_own_});
   for (int64_t layer = model_.config->layers - 1; layer >= 0; --layer) {
     if (layer >= kept_layers_ && shared_holder_ != layer) compute_activations(layer, adapter);
     backward_ffn(layer, adapter, gradients);
     backward_attention(layer, adapter, gradients);
+    if (layer_done) layer_done(layer);
   }
   if (gradients.parameters != nullptr) {
+    const int64_t mark = arena_.mark();
     run(model_.context, EmbeddingBackward{.tokens = tokens_,
-                                          .grad_out = gradient_,
+                                          .grad_out = gathered(gradient_),
                                           .first_row = model_.shard->vocabulary.begin,
                                           .grad_table = gradients.parameters->embedding});
+    arena_.release(mark);
   }
+}
+
+// The gradient of the residual, of all rows, as products take it.
+const TrainingPass::WithLow& TrainingPass::gathered_gradient() {
+  if (alone()) return rounded_gradient_;
+  const int64_t mark = arena_.mark();
+  run(model_.context,
+      Copy{gathered(rounded_own_.defined() ? rounded_own_ : gradient_), rounded_gradient_.outputs});
+  arena_.release(mark);
+  return rounded_gradient_;
 }
 
 void TrainingPass::backward_ffn(int64_t layer, const Adapter* adapter, const Trainable& gradients) {
@@ -31,9 +44,9 @@ void TrainingPass::backward_ffn(int64_t layer, const Adapter* adapter, const Tra
   const LayerWeights* full =
       gradients.parameters != nullptr ? &gradients.parameters->layers[static_cast<size_t>(layer)] : nullptr;
   const int64_t mark = arena_.mark();
-  const WithLow& grad_out = rounded_gradient_;
-  const Tensor x = normalised(kept.middle, weights.ffn_norm);
-  const Tensor grad_x = take(rows_, model_.config->hidden);
+  const WithLow& grad_out = gathered_gradient();
+  const Tensor x = gathered(normalised(kept.middle, weights.ffn_norm));
+  const Tensor grad_x = take_padded(context.storage);
   const Tensor product = take(rows_, ffn_);
   if (!kept.adapted) activate(layer, product);  // for gate_up, which gets the adapter's part
 
@@ -60,11 +73,11 @@ void TrainingPass::backward_ffn(int64_t layer, const Adapter* adapter, const Tra
   b_gradient(adapter, gradients, layer, gate_up_group, kept.gate_up.low, grad_gate_up.outputs);
   low_gradient(adapter, layer, gate_up_group, grad_gate_up);
   linear_input_gradient(context, grad_gate_up.all,
-                        weights.with_room.gate_up.rows(0, grad_gate_up.all.columns()), grad_x);
+                        weights.with_room.gate_up.rows(0, grad_gate_up.all.columns()),
+                        grad_x.rows(0, rows_));
   a_gradient(adapter, gradients, layer, gate_up_group, x, grad_gate_up);
   if (full != nullptr) linear_weight_gradient(context, grad_gate_up.outputs, x, full->gate_up);
-  reduce(grad_x);
-  norm_gradient(kept.middle, weights.ffn_norm, grad_x, full != nullptr ? full->ffn_norm : Tensor());
+  norm_gradient(kept.middle, weights.ffn_norm, own_share(grad_x), full != nullptr ? full->ffn_norm : Tensor());
   arena_.release(mark);
 }
 
@@ -76,7 +89,7 @@ void TrainingPass::backward_attention(int64_t layer, const Adapter* adapter, con
       gradients.parameters != nullptr ? &gradients.parameters->layers[static_cast<size_t>(layer)] : nullptr;
   const int64_t qkv_width = query_width_ + 2 * key_width_;
   const int64_t mark = arena_.mark();
-  const WithLow& grad_out = rounded_gradient_;
+  const WithLow& grad_out = gathered_gradient();
 
   // output projection
   const Tensor grad_attention = take(rows_, query_width_);
@@ -101,7 +114,7 @@ void TrainingPass::backward_attention(int64_t layer, const Adapter* adapter, con
   rotate(grad_qkv.outputs, /*inverse=*/true);
 
   // query, key and value projections
-  const Tensor x = normalised(residual(layer), weights.attention_norm);
+  const Tensor x = gathered(normalised(residual(layer), weights.attention_norm));
   b_gradient(adapter, gradients, layer, qkv_group, kept.qkv.low, grad_qkv.outputs);
   low_gradient(adapter, layer, qkv_group, grad_qkv);
   a_gradient(adapter, gradients, layer, qkv_group, x, grad_qkv);
@@ -118,11 +131,10 @@ void TrainingPass::backward_attention(int64_t layer, const Adapter* adapter, con
   }
   // An adapter's gradients do not need that of the embedded tokens.
   if (layer > 0 || full != nullptr) {
-    const Tensor grad_x = take(rows_, model_.config->hidden);
+    const Tensor grad_x = take_padded(context.storage);
     linear_input_gradient(context, grad_qkv.all, weights.with_room.qkv.rows(0, grad_qkv.all.columns()),
-                          grad_x);
-    reduce(grad_x);
-    norm_gradient(residual(layer), weights.attention_norm, grad_x,
+                          grad_x.rows(0, rows_));
+    norm_gradient(residual(layer), weights.attention_norm, own_share(grad_x),
                   full != nullptr ? full->attention_norm : Tensor());
   }
   arena_.release(mark);
@@ -131,15 +143,13 @@ void TrainingPass::backward_attention(int64_t layer, const Adapter* adapter, con
 // gradient_ and its rounded form become those of the residual before the norm.
 void TrainingPass::norm_gradient(const Tensor& x, const Tensor& weight, const Tensor& grad_out,
                                  const Tensor& grad_weight) {
-  run(model_.context,
-      RmsNormBackward{
-          .x = x,
-          .weight = weight,
-          .epsilon = model_.config->rms_epsilon,
-          .grad_out = grad_out,
-          .grad_x = gradient_,
-          .grad_weight = grad_weight,
-          .rounded = gradient_.dtype() == model_.context.storage ? Tensor() : rounded_gradient_.outputs});
+  run(model_.context, RmsNormBackward{.x = x,
+                                      .weight = weight,
+                                      .epsilon = model_.config->rms_epsilon,
+                                      .grad_out = grad_out,
+                                      .grad_x = gradient_,
+                                      .grad_weight = grad_weight,
+                                      .rounded = rounded_own_});
 }
 
 // The gradients of an adapter. With low = x A^T, to each projection of a group is added scale * low B^T, in

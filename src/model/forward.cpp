@@ -10,11 +10,14 @@ namespace sl {
 
 void TrainingPass::forward(const Adapter* adapter) {
   const ProfilerRange range("forward");
+  const int64_t mark = arena_.mark();
+  const Tensor embedded = alone() ? residual(0) : take_padded(DType::f32);
   run(model_.context, Embedding{.tokens = tokens_,
                                 .table = model_.parameters->embedding,
                                 .first_row = model_.shard->vocabulary.begin,
-                                .out = residual(0)});
-  reduce(residual(0));
+                                .out = embedded.rows(0, rows_)});
+  if (!alone()) model_.tensor_parallel->reduce_scatter_sum(embedded, residual(0));
+  arena_.release(mark);
   for (int64_t layer = 0; layer < model_.config->layers; ++layer) {
     compute_activations(layer, adapter);
     forward_down(layer, adapter);
@@ -34,7 +37,7 @@ void TrainingPass::forward_attention(int64_t layer, const Adapter* adapter) {
   const LayerWeights& weights = weights_of(layer);
   const LayerActivations& kept = activations_of(layer);
   const int64_t mark = arena_.mark();
-  const Tensor x = normalised(residual(layer), weights.attention_norm);
+  const Tensor x = gathered(normalised(residual(layer), weights.attention_norm));
   const int64_t columns = kept.qkv.all.columns();
   linear(context, x, weights.with_room.qkv.rows(0, columns), kept.qkv.all,
          weights.qkv_bias.defined() ? weights.with_room.qkv_bias.rows(0, columns) : Tensor());
@@ -47,12 +50,8 @@ void TrainingPass::forward_attention(int64_t layer, const Adapter* adapter) {
                                .scale = 1.0F / std::sqrt(static_cast<float>(model_.config->head_dim)),
                                .out = kept.attention,
                                .log_sum_exp = kept.log_sum_exp});
-  // The low-rank part is linear in this rank's columns, so it is summed together with the rest.
-  add_product(residual(layer), kept.attention, weights.output, kept.middle);
-  if (adapter != nullptr)
-    linear(context, kept.attention, adapter->stacked_a(layer, output_group), kept.low_output);
-  add_low_rank(adapter, layer, output_group, kept.low_output, kept.middle);
-  reduce(kept.middle);
+  add_block(residual(layer), kept.attention, weights.output, kept.middle,
+            {adapter, layer, output_group, kept.low_output});
   arena_.release(mark);
 }
 
@@ -60,7 +59,7 @@ void TrainingPass::forward_gate_up(int64_t layer, const Adapter* adapter) {
   const LayerWeights& weights = weights_of(layer);
   LayerActivations& kept = activations_of(layer);
   const int64_t mark = arena_.mark();
-  const Tensor x = normalised(kept.middle, weights.ffn_norm);
+  const Tensor x = gathered(normalised(kept.middle, weights.ffn_norm));
   linear(model_.context, x, weights.with_room.gate_up.rows(0, kept.gate_up.all.columns()), kept.gate_up.all);
   kept.adapted = packed_gate_up_.empty();
   if (kept.adapted) add_low_rank(adapter, layer, gate_up_group, kept.gate_up.low, kept.gate_up.outputs);
@@ -70,17 +69,11 @@ void TrainingPass::forward_gate_up(int64_t layer, const Adapter* adapter) {
 // residual(layer + 1) = middle + feed-forward block
 void TrainingPass::forward_down(int64_t layer, const Adapter* adapter) {
   const LayerActivations& kept = activations_of(layer);
-  const Tensor out = residual(layer + 1);
   const int64_t mark = arena_.mark();
   const Tensor product = take(rows_, ffn_);
   activate(layer, product);
-  add_product(kept.middle, product, weights_of(layer).down, out);
-  if (adapter != nullptr) {
-    const Tensor low = take(rows_, rank_);
-    linear(model_.context, product, adapter->stacked_a(layer, down_group), low);
-    add_low_rank(adapter, layer, down_group, low, out);
-  }
-  reduce(out);
+  add_block(kept.middle, product, weights_of(layer).down, residual(layer + 1),
+            {adapter, layer, down_group, take(rows_, rank_)});
   arena_.release(mark);
 }
 
@@ -95,11 +88,49 @@ void TrainingPass::activate(int64_t layer, const Tensor& product) {
   kept.adapted = true;
 }
 
-// out = before + x W^T, where `before` counts once in the sum over the ranks of a replica.
-void TrainingPass::add_product(const Tensor& before, const Tensor& x, const Tensor& weight,
-                               const Tensor& out) {
-  if (model_.shard->tp_rank == 0) return linear_onto(model_.context, before, x, weight, out);
-  linear(model_.context, x, weight, out);
+// after = before + the sum over the ranks of x W^T with the adapter's part: that is linear in this rank's
+// columns of x, too. x A^T goes to part.low.
+void TrainingPass::add_block(const Tensor& before, const Tensor& x, const Tensor& weight, const Tensor& after,
+                             const AdapterPart& part) {
+  const Context& context = model_.context;
+  const Tensor sum = alone() ? after : take_padded(context.storage);
+  const Tensor out = sum.rows(0, rows_);
+  if (alone()) {
+    linear_onto(context, before, x, weight, out);
+  } else {
+    linear(context, x, weight, out);
+  }
+  if (part.adapter != nullptr) {
+    linear(context, x, part.adapter->stacked_a(part.layer, part.group), part.low);
+    add_low_rank(part.adapter, part.layer, part.group, part.low, out);
+  }
+  if (alone()) return;
+  run(context, Copy{before, after});
+  run(context, Add{.x = own_share(sum), .out = after});
+}
+
+// ---- Between the rows of all ranks, T, and those of this rank, S ----
+
+// For T rows, with rows up to what all ranks share out evenly; those are zeros.
+Tensor TrainingPass::take_padded(DType dtype) {
+  const Tensor tensor = arena_.take(dtype, {own_rows_ * model_.shard->tp, model_.config->hidden});
+  if (rows_ < tensor.rows()) run(model_.context, Fill{tensor.rows(rows_, tensor.rows()), 0.0F});
+  return tensor;
+}
+
+Tensor TrainingPass::gathered(const Tensor& own) {
+  if (alone()) return own;
+  const Tensor all = arena_.take(own.dtype(), {own_rows_ * model_.shard->tp, own.columns()});
+  model_.tensor_parallel->all_gather(own, all);
+  return all.rows(0, rows_);
+}
+
+// Of the sum over the ranks of what take_padded() gave.
+Tensor TrainingPass::own_share(const Tensor& padded) {
+  if (alone()) return padded;
+  const Tensor own = arena_.take(padded.dtype(), {own_rows_, padded.columns()});
+  model_.tensor_parallel->reduce_scatter_sum(padded, own);
+  return own;
 }
 
 // A new tensor of the arena.

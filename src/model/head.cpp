@@ -14,12 +14,21 @@ namespace sl {
 LossSums TrainingPass::head(const Trainable* gradients) {
   const ProfilerRange range("head and loss");
   const auto count = static_cast<int64_t>(host_target_tokens_.size());
-  if (gradients != nullptr) run(model_.context, Fill{gradient_, 0.0F});
+  const int64_t mark = arena_.mark();
+  // Chunks have the rows of all ranks: the vocabulary is what is shared out.
+  const Tensor last = gathered(residual(model_.config->layers));
+  const Tensor gradient = gradients == nullptr || alone() ? gradient_ : take_padded(DType::f32);
+  if (gradients != nullptr) run(model_.context, Fill{gradient, 0.0F});
   // Chunks of one size, so that their products are of one kind.
   const int64_t chunks = (count + chunk_rows_ - 1) / chunk_rows_;
   for (int64_t i = 0; i < chunks; ++i) {
-    head_chunk(count * i / chunks, count * (i + 1) / chunks, gradients);
+    head_chunk(count * i / chunks, count * (i + 1) / chunks, last, gradients, gradient);
   }
+  if (gradients != nullptr && !alone()) {
+    const int64_t begin = model_.shard->tp_rank * own_rows_;
+    run(model_.context, Copy{gradient.rows(begin, begin + own_rows_), gradient_});
+  }
+  arena_.release(mark);
   LossSums sums;
   sums.target_rows = count;
   for (size_t i = 0; i < log_probabilities_.size(); ++i) {
@@ -28,7 +37,9 @@ LossSums TrainingPass::head(const Trainable* gradients) {
   return sums;
 }
 
-void TrainingPass::head_chunk(int64_t begin, int64_t end, const Trainable* gradients) {
+// To `gradient` is added that of `last`, the residual after the last layer.
+void TrainingPass::head_chunk(int64_t begin, int64_t end, const Tensor& last, const Trainable* gradients,
+                              const Tensor& gradient) {
   const Context& context = model_.context;
   const Parameters& weights = *model_.parameters;
   const int64_t hidden = model_.config->hidden;
@@ -38,7 +49,7 @@ void TrainingPass::head_chunk(int64_t begin, int64_t end, const Trainable* gradi
   const Tensor rows = target_rows_.rows(begin, end);
   const Tensor targets = target_tokens_.rows(begin, end);
   const Tensor x = take_f32(count, hidden);
-  run(context, GatherRows{.x = residual(model_.config->layers), .indices = rows, .out = x});
+  run(context, GatherRows{.x = last, .indices = rows, .out = x});
   const Tensor normed = normalised(x, weights.final_norm);
   const Tensor logits = take_f32(count, vocabulary_);
   linear(context, normed, weights.head, logits);
@@ -59,13 +70,15 @@ void TrainingPass::head_chunk(int64_t begin, int64_t end, const Trainable* gradi
     reduce(grad_normed);
     const Tensor grad_x = take_f32(count, hidden);
     run(context, Fill{grad_x, 0.0F});
+    // Every rank has all rows here, and finish_gradients() adds up what the ranks have of a norm's weight.
+    const bool learns_norm = full != nullptr && model_.shard->tp_rank == 0;
     run(context, RmsNormBackward{.x = x,
                                  .weight = weights.final_norm,
                                  .epsilon = model_.config->rms_epsilon,
                                  .grad_out = grad_normed,
                                  .grad_x = grad_x,
-                                 .grad_weight = full != nullptr ? full->final_norm : Tensor()});
-    run(context, ScatterAddRows{.x = grad_x, .indices = rows, .out = gradient_});
+                                 .grad_weight = learns_norm ? full->final_norm : Tensor()});
+    run(context, ScatterAddRows{.x = grad_x, .indices = rows, .out = gradient});
   }
   arena_.release(mark);
 }

@@ -83,7 +83,8 @@ int64_t TrainingPass::activation_bytes() const {
     return Arena::bytes_for(storage, {rows, width_with_low(outputs, projections, shape_.lora_rank)});
   };
   return with_low(query_width_ + 2 * key_width_, 3) + Arena::bytes_for(storage, {rows, query_width_}) +
-         matrix_bytes(rows, model_.shard->query_heads.size()) + matrix_bytes(rows, model_.config->hidden) +
+         matrix_bytes(rows, model_.shard->query_heads.size()) +
+         matrix_bytes(most_own_rows(), model_.config->hidden) +
          with_low(2 * ffn_, 2) + Arena::bytes_for(storage, {rows, shape_.lora_rank});
 }
 
@@ -93,11 +94,13 @@ int64_t TrainingPass::fixed_bytes() const {
   const DType storage = model_.context.storage;
   const int64_t residuals = shape_.gradients ? model_.config->layers + 1 : 2;
   const int64_t wide = width_with_low(hidden, 1, shape_.lora_rank);
-  const int64_t gradient =
-      matrix_bytes(rows, wide) + (storage == DType::f32 ? 0 : Arena::bytes_for(storage, {rows, wide}));
+  const int64_t own = most_own_rows();
+  const int64_t gradient = Arena::bytes_for(storage, {rows, wide}) +
+                           (storage == DType::f32 && alone() ? 0 : matrix_bytes(own, hidden)) +
+                           (storage == DType::f32 || alone() ? 0 : Arena::bytes_for(storage, {own, hidden}));
   const int64_t packed_b =
       model_.config->layers * Arena::bytes_for(storage, {(shape_.lora_rank + 1) / 2, 4 * ffn_});
-  return residuals * matrix_bytes(rows, hidden) + (shape_.gradients ? gradient : 0) +
+  return residuals * matrix_bytes(own, hidden) + (shape_.gradients ? gradient : 0) +
          8 * matrix_bytes(rows + 1, 1) + (shape_.lora_rank > 0 ? packed_b : 0) + scratch_bytes();
 }
 
@@ -109,11 +112,14 @@ int64_t TrainingPass::scratch_bytes() const {
   const auto storage_bytes = [&](int64_t height, int64_t width) {
     return Arena::bytes_for(storage, {height, width});
   };
+  const int64_t own = most_own_rows();
+  const int64_t padded = own * model_.shard->tp;
   const int64_t rounded_logits = storage == DType::f32 ? 0 : storage_bytes(chunk, vocabulary_);
-  const int64_t head = 2 * matrix_bytes(chunk, hidden) + 2 * storage_bytes(chunk, hidden) +
+  const int64_t head = (alone() ? 0 : 2 * matrix_bytes(padded, hidden)) + 2 * matrix_bytes(chunk, hidden) + 2 * storage_bytes(chunk, hidden) +
                        matrix_bytes(chunk, vocabulary_) + rounded_logits +
                        matrix_bytes(3 * (model_.shard->tp + 1), chunk) + matrix_bytes(chunk, 1);
-  const int64_t common = 2 * storage_bytes(rows, hidden) + storage_bytes(rows, shape_.lora_rank);
+  const int64_t common = 2 * storage_bytes(padded, hidden) + storage_bytes(rows, shape_.lora_rank) +
+                         (alone() ? 0 : 2 * storage_bytes(own, hidden));
   const int64_t attention =
       storage_bytes(rows, query_width_) +
       storage_bytes(rows, width_with_low(query_width_ + 2 * key_width_, 3, shape_.lora_rank)) +
@@ -130,6 +136,7 @@ int64_t TrainingPass::scratch_bytes() const {
 // Places the batch on the device and lays out the arena for its rows.
 void TrainingPass::start(const PackedBatch& batch, const Adapter* adapter) {
   rows_ = batch.rows();
+  own_rows_ = (rows_ + model_.shard->tp - 1) / model_.shard->tp;
   require(rows_ > 0 && rows_ <= shape_.max_rows, "a packed batch has more rows than the pass was made for");
   require(static_cast<int64_t>(batch.targets.size()) == rows_ &&
               static_cast<int64_t>(batch.weights.size()) == rows_ && batch.offsets.size() >= 2 &&
@@ -173,13 +180,13 @@ void TrainingPass::start(const PackedBatch& batch, const Adapter* adapter) {
   const int64_t hidden = model_.config->hidden;
   residuals_.clear();
   for (int64_t i = 0; i < (shape_.gradients ? model_.config->layers + 1 : 2); ++i) {
-    residuals_.push_back(take_f32(rows_, hidden));
+    residuals_.push_back(take_f32(own_rows_, hidden));
   }
   if (shape_.gradients) {
     const bool rounds = model_.context.storage != DType::f32;
-    if (rounds) gradient_ = take_f32(rows_, hidden);
     rounded_gradient_ = take_with_low(model_.context.storage, hidden, 1);
-    if (!rounds) gradient_ = rounded_gradient_.outputs;
+    gradient_ = rounds || !alone() ? take_f32(own_rows_, hidden) : rounded_gradient_.outputs;
+    if (rounds) rounded_own_ = alone() ? rounded_gradient_.outputs : take(own_rows_, hidden);
   }
   activations_.clear();
   const int64_t slots = kept_layers_ == model_.config->layers ? kept_layers_ : kept_layers_ + 1;
@@ -240,7 +247,7 @@ TrainingPass::LayerActivations TrainingPass::take_activations() {
   return {.qkv = take_with_low(storage, query_width_ + 2 * key_width_, 3),
           .attention = take(rows_, query_width_),
           .log_sum_exp = take_f32(rows_, model_.shard->query_heads.size()),
-          .middle = take_f32(rows_, model_.config->hidden),
+          .middle = take_f32(own_rows_, model_.config->hidden),
           .gate_up = take_with_low(storage, 2 * ffn_, 2),
           .low_output = take(rows_, rank_)};
 }
@@ -258,7 +265,7 @@ void TrainingPass::reduce(const Tensor& tensor) const {
 }
 
 LossSums TrainingPass::forward_backward(const PackedBatch& batch, const Adapter* adapter,
-                                        const Trainable& gradients) {
+                                        const Trainable& gradients, const LayerDone& layer_done) {
   require(shape_.gradients, "a pass without gradients was asked for some");
   require((gradients.adapter != nullptr) == (adapter != nullptr) &&
               (gradients.adapter == nullptr) != (gradients.parameters == nullptr),
@@ -267,7 +274,7 @@ LossSums TrainingPass::forward_backward(const PackedBatch& batch, const Adapter*
   forward(adapter);
   const LossSums sums = head(&gradients);
   // Without a target nothing depends on the weights.
-  if (sums.target_rows > 0) backward(adapter, gradients);
+  if (sums.target_rows > 0) backward(adapter, gradients, layer_done);
   return sums;
 }
 
@@ -288,8 +295,7 @@ void TrainingPass::finish_gradients(const Trainable& gradients) {
   arena_.release(0);
   for (const ShardedTensor& tensor : gradients.tensors()) {
     if (tensor.axis == ShardedTensor::Axis::replicated) {
-      // A replicated LoRA matrix got what belongs to this rank; a norm's weight got everything.
-      if (gradients.adapter != nullptr) reduce(tensor.local);
+      reduce(tensor.local);
       continue;
     }
     if (tensor.copies == 1) continue;

@@ -1,9 +1,11 @@
 // Loss and gradients of packed sequences: forward and explicit backward, layer by layer, written once against
 // kernels/ops.hpp. Collective over the tensor-parallel group: every rank of it makes the same calls with the
-// same batches.
+// same batches. Between the products the ranks share out the rows of a batch (sequence parallelism,
+// Korthikanti et al. 2022): of T rows each keeps the residual of S = T / tp, rounded up, and its norms.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "core/buffer.hpp"
@@ -42,6 +44,8 @@ struct LossSums {
   int64_t target_rows = 0;  // rows with a target
 };
 
+using LayerDone = std::function<void(int64_t layer)>;
+
 class TrainingPass {
  public:
   // Takes all its memory here, `budget` bytes at most. InputError when that does not hold one batch.
@@ -50,14 +54,16 @@ class TrainingPass {
   // Adds the gradient of loss_sum to `gradients`, which are f32 whatever the storage dtype. With
   // `gradients.adapter`, `adapter` is the one that is trained; with `gradients.parameters` there is none. An
   // adapter is of the storage dtype, and the model has room for it (ServedAdapters::room_for), which this
-  // overwrites.
-  LossSums forward_backward(const PackedBatch& batch, const Adapter* adapter, const Trainable& gradients);
+  // overwrites. `layer_done` hears of each layer, from the last to the first, when nothing is added to its
+  // gradient any more.
+  LossSums forward_backward(const PackedBatch& batch, const Adapter* adapter, const Trainable& gradients,
+                            const LayerDone& layer_done = {});
   LossSums loss_only(const PackedBatch& batch, const Adapter* adapter);
   // Natural logarithm of the probability of the target, one for each row that has one, in row order.
   std::vector<double> log_probabilities(const PackedBatch& batch, const Adapter* adapter);
 
   // Once after the last forward_backward of a step: sums what each tensor-parallel rank holds a part of.
-  // Until then the gradients of replicated LoRA matrices and of shared key-value heads are this rank's part.
+  // Until then the gradients of replicated tensors and of shared key-value heads are this rank's part.
   void finish_gradients(const Trainable& gradients);
 
   int64_t kept_layers() const { return kept_layers_; }
@@ -79,10 +85,18 @@ class TrainingPass {
     WithLow qkv;           // (Q + 2K) * D outputs, rotated
     Tensor attention;      // T, Q * D
     Tensor log_sum_exp;    // T, Q, f32
-    Tensor middle;         // T, H, f32: the residual between attention and feed-forward
+    Tensor middle;         // S, H, f32: the residual between attention and feed-forward
     WithLow gate_up;       // 2F outputs; its gradient during the backward pass
     Tensor low_output;     // T, r
     bool adapted = false;  // gate_up has the adapter's part in it
+  };
+
+  // What an adapter adds to a product: to each projection of the group, in its columns, scale * low B^T.
+  struct AdapterPart {
+    const Adapter* adapter;
+    int64_t layer;
+    ProjectionGroup group;
+    Tensor low;  // T, projections * r
   };
 
   int64_t activation_bytes() const;  // of one layer
@@ -98,6 +112,11 @@ class TrainingPass {
   Tensor take_f32(int64_t rows, int64_t columns) { return arena_.take(DType::f32, {rows, columns}); }
   WithLow take_with_low(DType dtype, int64_t outputs, int64_t projections);
   void reduce(const Tensor& tensor) const;
+  bool alone() const { return model_.shard->tp == 1; }
+  int64_t most_own_rows() const { return (shape_.max_rows + model_.shard->tp - 1) / model_.shard->tp; }
+  Tensor take_padded(DType dtype);
+  Tensor gathered(const Tensor& own);
+  Tensor own_share(const Tensor& padded);
   Tensor normalised(const Tensor& x, const Tensor& weight);
 
   // forward.cpp: residual(l + 1) from residual(l).
@@ -107,18 +126,21 @@ class TrainingPass {
   void forward_gate_up(int64_t layer, const Adapter* adapter);
   void forward_down(int64_t layer, const Adapter* adapter);
   void activate(int64_t layer, const Tensor& product);
-  void add_product(const Tensor& before, const Tensor& x, const Tensor& weight, const Tensor& out);
+  void add_block(const Tensor& before, const Tensor& x, const Tensor& weight, const Tensor& after,
+                 const AdapterPart& part);
   void rotate(const Tensor& qkv, bool inverse);
   void add_low_rank(const Adapter* adapter, int64_t layer, ProjectionGroup group, const Tensor& low,
                     const Tensor& out);
 
   // head.cpp: the rows with a target, in chunks. Fills log_probabilities_; with gradients, gradient_ too.
   LossSums head(const Trainable* gradients);
-  void head_chunk(int64_t begin, int64_t end, const Trainable* gradients);
+  void head_chunk(int64_t begin, int64_t end, const Tensor& last, const Trainable* gradients,
+                  const Tensor& gradient);
   Tensor log_sum_exp(const Tensor& logits, const Tensor& targets, int64_t begin);
 
   // backward.cpp: gradient_ goes from the gradient of residual(l + 1) to that of residual(l).
-  void backward(const Adapter* adapter, const Trainable& gradients);
+  void backward(const Adapter* adapter, const Trainable& gradients, const LayerDone& layer_done);
+  const WithLow& gathered_gradient();
   void backward_ffn(int64_t layer, const Adapter* adapter, const Trainable& gradients);
   void backward_attention(int64_t layer, const Adapter* adapter, const Trainable& gradients);
   void norm_gradient(const Tensor& x, const Tensor& weight, const Tensor& grad_out,
@@ -139,7 +161,8 @@ class TrainingPass {
   Arena arena_;
 
   // Of the batch at work; the tensors are views of the arena.
-  int64_t rows_ = 0;
+  int64_t rows_ = 0;      // T
+  int64_t own_rows_ = 0;  // S
   int64_t rank_ = 0;  // of the adapter; 0: none
   Tensor tokens_, positions_, offsets_;
   Tensor target_rows_, target_tokens_, target_weights_;  // R
@@ -153,8 +176,10 @@ class TrainingPass {
   std::vector<Tensor> residuals_;          // inputs of the layers, and the output of the last
   std::vector<LayerActivations> activations_;
   int64_t shared_holder_ = -1;  // the layer whose activations the shared slot holds
-  Tensor gradient_;             // T, H, f32: of the residual
-  WithLow rounded_gradient_;    // the same as products take it, H outputs; gradient_ itself where that is f32
+  Tensor gradient_;             // S, H, f32: of the residual
+  Tensor rounded_own_;          // S, H: the same in the storage dtype; undefined where that is f32
+  // T, H outputs: the same as products take it, of all rows. With one rank the two before are its outputs.
+  WithLow rounded_gradient_;
 };
 
 }  // namespace sl
