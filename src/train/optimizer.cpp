@@ -10,11 +10,25 @@
 namespace sl {
 namespace {
 
-constexpr int64_t bucket_elements = int64_t{4} << 20;
+constexpr int64_t bucket_elements = int64_t{16} << 20;
 
 // All the numbers held here, in the same layout for everything of one form.
 Tensor flat_of(const Trainable& trainable) {
   return trainable.adapter != nullptr ? trainable.adapter->flat() : trainable.parameters->flat();
+}
+
+// Where the flat numbers of each layer begin; embedding, head and last norm lie before them all.
+std::vector<int64_t> layer_begins(const Trainable& trainable, int64_t layers) {
+  const auto* const first = flat_of(trainable).data<float>();
+  std::vector<int64_t> begins;
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    const Tensor tensor = trainable.adapter != nullptr
+                              ? trainable.adapter->stacked_a(layer, qkv_group)
+                              : trainable.parameters->layers[static_cast<size_t>(layer)].attention_norm;
+    begins.push_back(tensor.data<float>() - first);
+  }
+  require(std::is_sorted(begins.begin(), begins.end()), "layers do not lie in their order");
+  return begins;
 }
 
 // Between the places where f32 numbers may be: a context's device, and host memory.
@@ -85,6 +99,7 @@ Optimizer::Optimizer(const Transformer& model, const Trainable& trained, double 
                   exact_.rows(part.at, part.at + part.count));
     }
   }
+  plan_buckets();
   publish();
 }
 
@@ -125,28 +140,85 @@ void Optimizer::gather(const Tensor& all) const {
 
 void Optimizer::zero_gradient() { run(model_.context, Fill{gradient_.flat(), 0.0F}); }
 
+// Every replica sums the same buckets in the same order, whenever it does.
+void Optimizer::plan_buckets() {
+  const std::vector<int64_t> layers = layer_begins(gradient(), model_.config->layers);
+  const int64_t shared = data_parallel_->size() * share_;
+  const auto owner_of = [&](int64_t number) {
+    return number < shared ? static_cast<int>(number / share_) : -1;
+  };
+  buckets_from_layer_on_.resize(layers.size());
+  int64_t end = gradient_.flat().size();
+  const auto add_down_to = [&](int64_t begin) {
+    while (end > begin) {
+      const int owner = owner_of(end - 1);
+      int64_t from = std::max(begin, end - bucket_elements);
+      if (owner >= 0) {
+        from = std::max(from, owner * share_);
+      } else if (share_ > 0) {
+        from = std::max(from, shared);
+      }
+      buckets_.push_back({from, end, owner});
+      end = from;
+    }
+  };
+  for (size_t layer = layers.size(); layer-- > 0;) {
+    // Small layers go together.
+    if (end - layers[layer] >= bucket_elements || layer == 0) add_down_to(layers[layer]);
+    buckets_from_layer_on_[layer] = buckets_.size();
+  }
+  add_down_to(0);
+}
+
+void Optimizer::layer_complete(int64_t layer) {
+  const size_t complete = buckets_from_layer_on_[static_cast<size_t>(layer)];
+  if (data_parallel_->size() == 1 || complete <= sent_) return;
+  data_parallel_->send_beside([&] { send_buckets(complete); });
+}
+
 void Optimizer::reduce_gradient() {
   if (data_parallel_->size() == 1) return;
-  const Tensor all = gradient_.flat();
-  for (int64_t begin = 0; begin < all.size(); begin += bucket_elements) {
-    data_parallel_->all_reduce_sum(all.rows(begin, std::min(begin + bucket_elements, all.size())));
+  const bool beside = sent_ > 0;
+  if (beside) data_parallel_->join();
+  send_buckets(buckets_.size());
+  sent_ = 0;
+}
+
+void Optimizer::send_buckets(size_t count) {
+  for (; sent_ < count; ++sent_) {
+    const Bucket& bucket = buckets_[sent_];
+    const Tensor numbers = gradient_.flat().rows(bucket.begin, bucket.end);
+    if (bucket.owner < 0) {
+      data_parallel_->all_reduce_sum(numbers);
+    } else {
+      data_parallel_->reduce_sum(numbers, bucket.owner);
+    }
   }
 }
 
 double Optimizer::gradient_norm() const {
   double squares = 0.0;
-  const auto add = [&](const Tensor& tensor) {
-    run(model_.context, SumOfSquares{.x = tensor, .result = &squares});
+  const auto add = [&](int64_t begin, int64_t end) {
+    if (begin >= end) return;
+    run(model_.context, SumOfSquares{.x = gradient_.flat().rows(begin, end), .result = &squares});
   };
-  if (model_.shard->tp == 1) {
-    add(gradient_.flat());
-    return std::sqrt(squares);
-  }
+  const auto* const first = gradient_.flat().data<float>();
   const int rank = model_.shard->tp_rank;
-  for (const ShardedTensor& tensor : gradient().tensors()) {
-    const bool replicated = tensor.axis == ShardedTensor::Axis::replicated;
-    if (replicated ? rank == 0 : rank % tensor.copies == 0) add(tensor.local);
+  for (const Held& part : held_) {
+    const bool counted = share_ == 0 || &part == &held_.front() || data_parallel_->rank() == 0;
+    if (!counted) continue;
+    if (model_.shard->tp == 1) {
+      add(part.begin, part.begin + part.count);
+      continue;
+    }
+    for (const ShardedTensor& tensor : gradient().tensors()) {
+      const bool replicated = tensor.axis == ShardedTensor::Axis::replicated;
+      if (replicated ? rank != 0 : rank % tensor.copies != 0) continue;
+      const int64_t place = tensor.local.data<float>() - first;
+      add(std::max(place, part.begin), std::min(place + tensor.local.size(), part.begin + part.count));
+    }
   }
+  if (share_ > 0) data_parallel_->all_reduce_sum(std::span(&squares, 1));
   model_.tensor_parallel->all_reduce_sum(std::span(&squares, 1));
   return std::sqrt(squares);
 }

@@ -48,10 +48,15 @@ class Optimizer {
   const Adapter* adapter() const { return rounded_ ? &*rounded_ : trained_.adapter; }
 
   void zero_gradient();
-  // Sums the gradient over the data-parallel group, in buckets.
+  // The gradient of this layer and of those after it is whole on this replica: what is complete of it may be
+  // summed over the data-parallel group while the backward pass goes on. Replicas need not say so for the
+  // same layers, or at all.
+  void layer_complete(int64_t layer);
+  // Sums what is left of the gradient over the data-parallel group. Where replicas share the state, each has
+  // the sum of its share only. After TrainingPass::finish_gradients.
   void reduce_gradient();
-  // Euclidean norm of the whole gradient, every number of the model counted once; collective over the
-  // tensor-parallel group. After TrainingPass::finish_gradients and reduce_gradient.
+  // Euclidean norm of the whole gradient, every number of the model counted once; collective over both
+  // groups. After reduce_gradient.
   double gradient_norm() const;
   // One step of AdamW on gradient_scale * gradient, what the model computes with included. Collective over
   // the data-parallel group.
@@ -73,6 +78,14 @@ class Optimizer {
     int64_t begin, at, count;
   };
 
+  // Flat numbers of the gradient that are summed at once, for one replica that holds them or for all.
+  struct Bucket {
+    int64_t begin, end;
+    int owner;  // -1: all replicas
+  };
+  void plan_buckets();
+  void send_buckets(size_t count);
+
   const Tensor& state(Part part) const;
   Tensor weights() const;  // flat: what the model computes with
   void update_part(const Held& part, double weight_decay, double learning_rate, double gradient_scale);
@@ -87,7 +100,10 @@ class Optimizer {
   FormOf gradient_;
   int64_t share_ = 0;       // numbers that each replica holds alone; 0: every replica holds all
   std::vector<Held> held_;  // its share, and what is left over, which all hold
-  Buffer exact_buffer_;     // of a share
+  std::vector<Bucket> buckets_;                // from the end of the flat numbers to their begin
+  std::vector<size_t> buckets_from_layer_on_;  // of each layer: the first so many lie in it and later ones
+  size_t sent_ = 0;                            // buckets of this step
+  Buffer exact_buffer_;                        // of a share
   Buffer moments_buffer_;
   Tensor exact_, first_moment_, second_moment_;  // f32, as held_ says
   int64_t updates_ = 0;

@@ -182,11 +182,17 @@ bool Trainer::step() {
     const auto share_begin = static_cast<size_t>(count * replica / replicas);
     const auto share_end = static_cast<size_t>(count * (replica + 1) / replicas);
     optimizer_.zero_gradient();
+    const std::vector<PackedBatch> batches =
+        pack(rows_, chosen.subspan(share_begin, share_end - share_begin), options_.cutoff, pass_tokens_,
+             static_cast<float>(1.0 / static_cast<double>(learnt)));
+    // Tensor-parallel ranks have parts of some gradients until finish_gradients().
+    LayerDone layer_done;
+    if (model_.shard->tp == 1) layer_done = [this](int64_t layer) { optimizer_.layer_complete(layer); };
     double loss = 0.0;
-    for (const PackedBatch& batch :
-         pack(rows_, chosen.subspan(share_begin, share_end - share_begin), options_.cutoff, pass_tokens_,
-              static_cast<float>(1.0 / static_cast<double>(learnt)))) {
-      loss += pass_.forward_backward(batch, optimizer_.adapter(), optimizer_.gradient()).loss_sum;
+    for (const PackedBatch& batch : batches) {
+      loss += pass_.forward_backward(batch, optimizer_.adapter(), optimizer_.gradient(),
+                                     &batch == &batches.back() ? layer_done : LayerDone())
+                  .loss_sum;
     }
     finish_step(loss);
   }
