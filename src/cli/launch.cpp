@@ -104,6 +104,22 @@ Ranks start_ranks(const ModelChoice& choice) {
   return ranks;
 }
 
+std::unique_ptr<Watchdog> watch_over(const Ranks& ranks, const RunFolder& folder, double timeout,
+                                     std::function<void(const std::string&)> note) {
+  if (timeout <= 0.0) return nullptr;
+  const int rank = ranks.session.rank(), size = ranks.session.size();
+  if (rank == 0) Watchdog::prepare(folder.beats(), size);
+  ranks.groups.world->barrier();
+  const auto end = [rank, size, note = std::move(note)](const std::string& line) {
+    fmt::print(stderr, "selflengthen{}: {}\n", size > 1 ? fmt::format(" [rank {}]", rank) : "", line);
+    note(line);
+    // Not MPI_Abort: this thread must not call MPI, and the one that may is the one that hangs. The launcher
+    // ends the other ranks when one has left like this (mpirun always, srun with -K1).
+    std::_Exit(1);
+  };
+  return std::make_unique<Watchdog>(folder.beats(), rank, size, timeout, end);
+}
+
 void catch_stop_signals() {
   struct sigaction action = {};
   action.sa_handler = [](int) { stop_signal = 1; };

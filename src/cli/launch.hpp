@@ -1,6 +1,7 @@
 // How a command that uses ranks starts: MPI, the process grid, the log, threads, and the model.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -8,6 +9,8 @@
 #include "cli/options.hpp"
 #include "core/context.hpp"
 #include "dist/communicator_mpi.hpp"
+#include "dist/watchdog.hpp"
+#include "io/run_folder.hpp"
 #include "lengthen/session.hpp"
 #include "model/source.hpp"
 
@@ -33,6 +36,11 @@ struct Ranks {
 // sets the threads, and opens a GPU: the ranks of a node take its GPUs in turn. Collective over all ranks.
 // InputError when tp does not divide the ranks or this build lacks the device.
 Ranks start_ranks(const ModelChoice& choice);
+
+// Watches over the ranks until it goes; none when `timeout` is 0. A job that stalls ends with exit code 1 and
+// one line, which `note` hears first. Collective; the folder is there.
+std::unique_ptr<Watchdog> watch_over(const Ranks& ranks, const RunFolder& folder, double timeout,
+                                     std::function<void(const std::string&)> note);
 
 // From now on SIGTERM, SIGINT and SIGUSR1 set stop_signal (lengthen/session.hpp).
 void catch_stop_signals();

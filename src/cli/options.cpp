@@ -178,6 +178,13 @@ void apply(const TrainingChoice& choice, TrainingOptions& training) {
   training.activation_bytes = choice.activation_memory << 20;
 }
 
+void add_stall_option(CommandLine& line, double& timeout) {
+  line.add("stall-timeout", timeout,
+           "seconds; a rank that does nothing for so long while others wait ends the job with exit code 1; "
+           "0: never",
+           at_least(0));
+}
+
 void add_file_options(CommandLine& line, FileChoice& files, const std::string& input_rows,
                       const std::string& output_rows) {
   line.group("Files (JSON lines)");

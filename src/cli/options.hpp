@@ -57,6 +57,10 @@ void add_training_options(CommandLine& line, TrainingOptions& training, Training
 // After parse(): what the choice says goes into the options.
 void apply(const TrainingChoice& choice, TrainingOptions& training);
 
+// Seconds without progress after which a rank counts as stalled and the job ends; 0: never.
+constexpr double default_stall_timeout = 1800.0;
+void add_stall_option(CommandLine& line, double& timeout);
+
 // --input and --output of JSON lines, both required; "-" as output is standard output.
 struct FileChoice {
   std::string input, output;

@@ -34,6 +34,7 @@ struct RunChoice {
   TrainingChoice training;
   MethodOptions method;
   std::string out;
+  double stall_timeout = default_stall_timeout;
   std::string prompts = input_folder() + "/prompts";
   std::string seeds = input_folder() + "/seeds";
 };
@@ -94,6 +95,7 @@ const std::set<std::string, std::less<>> free_to_change = {"out",
                                                            "max-batch-rows",
                                                            "log-level",
                                                            "iterations",
+                                                           "stall-timeout",
                                                            "checkpoint-every",
                                                            "recompute",
                                                            "pass-tokens",
@@ -170,6 +172,9 @@ int run_method(RunChoice& choice, const nlohmann::json& options) {
   ranks.groups.world->broadcast(std::as_writable_bytes(std::span(&choice.method.training.batch_sequences, 1)),
                                 0);
 
+  const auto watchdog = watch_over(ranks, folder, choice.stall_timeout,
+                                   [&](const std::string& line) { note_failure(folder, line.c_str()); });
+
   const LoraShape& lora = choice.method.training.lora;  // of both roles
   const std::unique_ptr<LoadedModel> model =
       load_model(std::move(source), ranks, ServedAdapters::room_for(std::vector{lora, lora}));
@@ -213,6 +218,7 @@ int run_command(const Arguments& arguments) {
   line.add("out", choice.out, "the run folder").required().value_name("DIR");
   line.add("prompts", choice.prompts, "folder of the prompts").value_name("DIR");
   line.add("seeds", choice.seeds, "folder of the seed instructions").value_name("DIR");
+  add_stall_option(line, choice.stall_timeout);
   add_model_options(line, choice.model, /*with_adapter=*/false);
   add_method_options(line, choice.method);
   add_sampling_options(line, choice.method.sampling);

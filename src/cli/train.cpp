@@ -7,6 +7,7 @@
 #include "cli/commands.hpp"
 #include "cli/launch.hpp"
 #include "cli/rows.hpp"
+#include "core/activity.hpp"
 #include "core/log.hpp"
 #include "io/durable.hpp"
 #include "io/run_folder.hpp"
@@ -23,6 +24,7 @@ struct TrainChoice {
   TrainingChoice training;
   TrainingOptions options;
   std::string data, output;
+  double stall_timeout = default_stall_timeout;
 
   bool full() const { return options.finetune == Finetune::full; }
   // Written last: where it is, the training is finished.
@@ -86,6 +88,9 @@ int train(TrainChoice& choice, const std::vector<std::vector<Message>>& conversa
   std::unique_ptr<RunLock> lock;
   if (ranks.first()) lock = std::make_unique<RunLock>(folder);
 
+  const auto watchdog = watch_over(ranks, folder, choice.stall_timeout, [](const std::string&) {});
+  activity().stage("training");
+
   LoraShape lora = choice.options.lora;
   if (!choice.model.adapter.empty()) lora = read_lora_shape(choice.model.adapter);
   const int64_t room = choice.full() ? 0 : ServedAdapters::room_for(std::span(&lora, 1));
@@ -94,6 +99,7 @@ int train(TrainChoice& choice, const std::vector<std::vector<Message>>& conversa
   for (const auto& conversation : conversations) {
     TrainingTokens encoded = model->chat().encode_training(conversation);
     rows.push_back({std::move(encoded.tokens), std::move(encoded.mask)});
+    activity().progress();
   }
   std::optional<Adapter> adapter;
   std::optional<Parameters> exact;  // what is trained of a model that is stored as bf16
@@ -173,6 +179,7 @@ int train_command(const Arguments& arguments) {
   line.add("output", choice.output, "gets the adapter or the model, and metrics.jsonl")
       .value_name("DIR")
       .required();
+  add_stall_option(line, choice.stall_timeout);
   add_training_options(line, choice.options, choice.training);
   line.add("seed", choice.options.seed, "of the order of the rows, and of a fresh adapter");
   line.add("shuffle", choice.options.shuffle, "another order of the rows in every epoch");

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <exception>
 
+#include "core/activity.hpp"
 #include "core/buffer.hpp"
 
 namespace sl {
@@ -34,7 +35,8 @@ void check_mpi(int code, const char* call, SourcePlace at) {
 
 MPI_Comm self_comm() { return MPI_COMM_SELF; }
 
-MpiCommunicator::MpiCommunicator(MPI_Comm comm, int64_t piece) : comm_(comm), piece_(piece) {
+MpiCommunicator::MpiCommunicator(MPI_Comm comm, int64_t piece, const char* name)
+    : comm_(comm), piece_(piece), name_(name) {
   require(piece > 0 && piece <= INT_MAX, "MPI messages of an impossible length");
   check_mpi(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank");
   check_mpi(MPI_Comm_size(comm_, &size_), "MPI_Comm_size");
@@ -82,6 +84,7 @@ void MpiCommunicator::reduce_to(int root, float* values, int64_t count) {
 }
 
 void MpiCommunicator::all_gather(const Tensor& part, const Tensor& out) {
+  const Waiting waiting("all_gather", name_);
   require(part.contiguous() && out.contiguous() && part.dtype() == out.dtype() &&
               part.device() == out.device() && out.size() == part.size() * size_,
           "all_gather of " + part.describe() + " from " + std::to_string(size_) + " ranks into " +
@@ -114,6 +117,7 @@ void MpiCommunicator::gather_bytes(const std::byte* part, std::byte* out, int64_
 
 void MpiCommunicator::broadcast(std::span<std::byte> bytes, int root) {
   require(root >= 0 && root < size_, "broadcast from a rank outside the group");
+  const Waiting waiting("broadcast", name_);
   const auto total = static_cast<int64_t>(bytes.size());
   for (int64_t at = 0; at < total; at += piece_) {
     const auto count = static_cast<int>(std::min(piece_, total - at));
@@ -122,14 +126,17 @@ void MpiCommunicator::broadcast(std::span<std::byte> bytes, int root) {
 }
 
 void MpiCommunicator::all_reduce_sum(std::span<double> values) {
+  const Waiting waiting("all_reduce_sum", name_);
   reduce_in_pieces(values.data(), static_cast<int64_t>(values.size()), piece_, MPI_DOUBLE, MPI_SUM, comm_);
 }
 
 void MpiCommunicator::all_reduce_max(std::span<int64_t> values) {
+  const Waiting waiting("all_reduce_max", name_);
   reduce_in_pieces(values.data(), static_cast<int64_t>(values.size()), piece_, MPI_INT64_T, MPI_MAX, comm_);
 }
 
 std::vector<std::string> MpiCommunicator::all_gather(const std::string& part) {
+  const Waiting waiting("all_gather", name_);
   const auto mine = static_cast<int64_t>(part.size());
   std::vector<int64_t> sizes(static_cast<size_t>(size_));
   check_mpi(MPI_Allgather(&mine, 1, MPI_INT64_T, sizes.data(), 1, MPI_INT64_T, comm_), "MPI_Allgather");
@@ -147,9 +154,13 @@ std::vector<std::string> MpiCommunicator::all_gather(const std::string& part) {
   return parts;
 }
 
-void MpiCommunicator::barrier() { check_mpi(MPI_Barrier(comm_), "MPI_Barrier"); }
+void MpiCommunicator::barrier() {
+  const Waiting waiting("barrier", name_);
+  check_mpi(MPI_Barrier(comm_), "MPI_Barrier");
+}
 
 void MpiCommunicator::reduce(const Tensor& tensor, MPI_Op operation) {
+  const Waiting waiting(operation == MPI_SUM ? "all_reduce_sum" : "all_reduce_max", name_);
   const bool host_floats = tensor.device() != Device::cuda && tensor.dtype() == DType::f32;
   require(tensor.contiguous() && (tensor.dtype() == DType::f32 || tensor.dtype() == DType::bf16),
           "all_reduce of " + tensor.describe());
@@ -195,13 +206,13 @@ MpiSession::~MpiSession() {
   MPI_Finalize();
 }
 
-std::unique_ptr<Communicator> MpiSession::world() const { return split(0); }
+std::unique_ptr<Communicator> MpiSession::world() const { return split(0, 0, "all ranks"); }
 
-std::unique_ptr<Communicator> MpiSession::split(int color, int key) const {
+std::unique_ptr<Communicator> MpiSession::split(int color, int key, const char* name) const {
   require(color >= 0, "a negative color");
   MPI_Comm part = MPI_COMM_NULL;
   check_mpi(MPI_Comm_split(world_, color, key, &part), "MPI_Comm_split");
-  return std::make_unique<MpiCommunicator>(part);
+  return std::make_unique<MpiCommunicator>(part, MpiCommunicator::longest_piece, name);
 }
 
 void MpiSession::abort(int code) const {
@@ -216,8 +227,10 @@ Groups make_groups(const MpiSession& session, const Grid& grid) {
   groups.grid = grid;
   groups.place = place_of(session.rank(), grid);
   groups.world = session.world();
-  groups.tensor = grid.tp == 1 ? make_local_communicator() : session.split(groups.place.replica);
-  groups.data = grid.dp == 1 ? make_local_communicator() : session.split(groups.place.tp_rank);
+  groups.tensor =
+      grid.tp == 1 ? make_local_communicator() : session.split(groups.place.replica, 0, "its replica");
+  groups.data =
+      grid.dp == 1 ? make_local_communicator() : session.split(groups.place.tp_rank, 0, "the replicas");
   groups.raw_world = session.raw();
   return groups;
 }

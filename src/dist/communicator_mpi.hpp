@@ -25,8 +25,9 @@ class MpiCommunicator : public Communicator {
   // MPI counts are int: longer messages go in pieces of this many elements.
   static constexpr int64_t longest_piece = int64_t{1} << 28;
 
-  // Takes `comm` over and frees it. A smaller `piece` is for tests.
-  explicit MpiCommunicator(MPI_Comm comm, int64_t piece = longest_piece);
+  // Takes `comm` over and frees it. `name`, a literal, says whose it is where a collective hangs. A smaller
+  // `piece` is for tests.
+  explicit MpiCommunicator(MPI_Comm comm, int64_t piece = longest_piece, const char* name = "some ranks");
   ~MpiCommunicator() override;
   MpiCommunicator(const MpiCommunicator&) = delete;
   MpiCommunicator& operator=(const MpiCommunicator&) = delete;
@@ -53,6 +54,7 @@ class MpiCommunicator : public Communicator {
 
   MPI_Comm comm_;
   int64_t piece_;
+  const char* name_;
   int rank_ = 0, size_ = 1;
 };
 
@@ -74,7 +76,7 @@ class MpiSession {
 
   std::unique_ptr<Communicator> world() const;
   // The ranks that give the same `color`, ordered by `key`, then by world rank. Collective over all ranks.
-  std::unique_ptr<Communicator> split(int color, int key = 0) const;
+  std::unique_ptr<Communicator> split(int color, int key = 0, const char* name = "some ranks") const;
   // Ends all ranks at once. Does not return.
   [[noreturn]] void abort(int code) const;
 

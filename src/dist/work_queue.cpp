@@ -4,11 +4,14 @@
 #include <exception>
 #include <utility>
 
+#include "core/activity.hpp"
+
 namespace sl {
 
 SharedCounters::SharedCounters(const MpiSession& session, int count)
     : count_(count), owner_(session.rank() == 0), comm_(session.raw()) {
   require(count > 0, "no shared counters");
+  const Waiting waiting("making shared counters", "all ranks");
   const MPI_Aint bytes = owner_ ? static_cast<MPI_Aint>(count) * static_cast<MPI_Aint>(sizeof(int64_t)) : 0;
   if (session.node_size() == session.size()) {
     check_mpi(MPI_Win_allocate_shared(bytes, sizeof(int64_t), MPI_INFO_NULL, comm_, &memory_, &window_),
@@ -29,6 +32,7 @@ SharedCounters::SharedCounters(int count) : count_(count), local_(static_cast<si
 SharedCounters::~SharedCounters() {
   // Freeing waits for all ranks: one that an exception drives out may be the only one here.
   if (window_ == MPI_WIN_NULL || std::uncaught_exceptions() > 0) return;
+  const Waiting waiting("freeing shared counters", "all ranks");
   MPI_Win_unlock_all(window_);
   MPI_Win_free(&window_);
 }
@@ -37,6 +41,7 @@ int64_t SharedCounters::fetch_add(int index, int64_t amount) {
   require(index >= 0 && index < count_, "no such shared counter");
   if (window_ == MPI_WIN_NULL)
     return std::exchange(local_[static_cast<size_t>(index)], local_[static_cast<size_t>(index)] + amount);
+  const Waiting waiting("adding to a shared counter", "all ranks");
   int64_t before = 0;
   check_mpi(MPI_Fetch_and_op(&amount, &before, MPI_INT64_T, 0, index, MPI_SUM, window_), "MPI_Fetch_and_op");
   check_mpi(MPI_Win_flush(0, window_), "MPI_Win_flush");
@@ -48,6 +53,7 @@ void SharedCounters::reset() {
     std::fill(local_.begin(), local_.end(), 0);
     return;
   }
+  const Waiting waiting("resetting shared counters", "all ranks");
   check_mpi(MPI_Barrier(comm_), "MPI_Barrier");
   if (owner_) {
     for (int i = 0; i < count_; ++i) fetch_add(i, -read(i));

@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <exception>
 #include <functional>
+#include <optional>
 
+#include "core/activity.hpp"
 #include "core/error.hpp"
 #include "io/durable.hpp"
 #include "io/hdf5.hpp"
@@ -297,6 +299,8 @@ Table Table::slice(int64_t begin, int64_t end) const {
 
 void write_table(const std::string& path, const Table& slice, MPI_Comm comm) {
   const Writers writers(comm);
+  std::optional<Waiting> together;
+  if (writers.size > 1) together.emplace("writing a table", "all ranks");
   require_same_layout(slice, writers);
   const std::string temporary = path + ".partial";
   try {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "core/activity.hpp"
 #include "core/error.hpp"
 
 namespace sl {
@@ -121,6 +122,7 @@ void H5File::make_group(const std::string& name) {
 void H5File::write(const std::string& name, hid_t type, const std::vector<hsize_t>& shape, hsize_t begin,
                    hsize_t count, const void* values) {
   require(!shape.empty(), "a dataset without dimensions: " + name);
+  activity().progress();
   const std::string what = "writing dataset " + name;
   hsize_t total = 1;
   for (hsize_t dim : shape) total *= dim;
@@ -178,6 +180,7 @@ std::vector<hsize_t> H5File::shape(const std::string& name) const {
 }
 
 void H5File::read(const std::string& name, hid_t type, void* values, const std::string& shown_as) const {
+  activity().progress();
   const H5Handle data = dataset(name);
   check(H5Dread(data, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values),
         "reading " + (shown_as.empty() ? name : shown_as));

@@ -24,6 +24,7 @@ class RunFolder {
 
   const std::string& path() const { return path_; }
   std::string run_json() const { return path_ + "/run.json"; }
+  std::string beats() const { return path_ + "/.beats"; }
   std::string metrics() const { return path_ + "/metrics.jsonl"; }
   std::string iteration(int64_t number) const;
   std::string stage_file(int64_t iteration_number, const std::string& stage) const;

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <optional>
 
+#include "core/activity.hpp"
 #include "core/log.hpp"
 #include "io/dataset.hpp"
 #include "lengthen/extend.hpp"
@@ -63,6 +64,7 @@ class Iteration {
       : session_(session), number_(number), seeds_(seeds) {}
 
   void run() {
+    activity().stage("begin", number_);
     if (session_.first()) session_.folder.create_iteration(number_);
     session_.groups.world->barrier();
     {

@@ -18,7 +18,7 @@
 namespace sl {
 
 enum class StageId : int32_t { instructions = 1, initial = 2, extended = 3, training_sets = 4, training = 5 };
-std::string_view stage_name(StageId stage);
+std::string_view stage_name(StageId stage);  // of a literal
 
 // The address of host-side draws of a stage (shuffles, choices, length bias).
 RandomAddress draw_address(const MethodOptions& method, int64_t iteration, StageId stage, int64_t sample,

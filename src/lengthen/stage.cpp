@@ -8,6 +8,7 @@
 #include <optional>
 #include <set>
 
+#include "core/activity.hpp"
 #include "io/journal.hpp"
 
 namespace sl {
@@ -205,6 +206,7 @@ std::vector<nlohmann::json> cut_costliest(std::vector<nlohmann::json> records, i
 }
 
 StageResult run_stage(Session& session, Engine& engine, const StageSpec& spec) {
+  activity().stage(stage_name(spec.id).data(), spec.iteration);
   StageRun stage(session, engine, spec);
   stage.run();
   session.groups.world->barrier();

@@ -2,6 +2,7 @@
 
 #include <filesystem>
 
+#include "core/activity.hpp"
 #include "core/log.hpp"
 #include "lengthen/sample.hpp"
 
@@ -15,6 +16,7 @@ std::vector<TrainingRow> training_rows(const Session& session, const Table& pair
                                         {"assistant", pairs.texts("assistant")[i]}};
     TrainingTokens encoded = session.model.chat().encode_training(turns);
     rows.push_back({std::move(encoded.tokens), std::move(encoded.mask)});
+    activity().progress();
   }
   return rows;
 }
@@ -39,6 +41,7 @@ Adapter starting_adapter(const Session& session, int64_t iteration, Role role) {
 }  // namespace
 
 void train_role(Session& session, int64_t iteration, Role role, const Table& pairs) {
+  activity().stage(role == Role::generator ? "training generator" : "training extender", iteration);
   const std::string name(role_name(role));
   const std::string folder = session.folder.adapter(iteration, name);
   const std::string checkpoint = session.folder.checkpoint(iteration, name);

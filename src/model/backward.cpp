@@ -1,6 +1,7 @@
 // TrainingPass, backward: gradients of the layers of packed sequences, from the last to the first.
 #include <cmath>
 
+#include "core/activity.hpp"
 #include "kernels/device.hpp"
 #include "kernels/ops.hpp"
 #include "model/linear.hpp"
@@ -12,6 +13,7 @@ void TrainingPass::backward(const Adapter* adapter, const Trainable& gradients, 
   const ProfilerRange range("backward");
   if (rounded_own_.defined()) run(model_.context, Copy{gradient_, rounded_own_});
   for (int64_t layer = model_.config->layers - 1; layer >= 0; --layer) {
+    activity().progress();
     if (layer >= kept_layers_ && shared_holder_ != layer) compute_activations(layer, adapter);
     backward_ffn(layer, adapter, gradients);
     backward_attention(layer, adapter, gradients);

@@ -1,6 +1,7 @@
 // TrainingPass, forward: the layers of packed sequences.
 #include <cmath>
 
+#include "core/activity.hpp"
 #include "kernels/device.hpp"
 #include "kernels/ops.hpp"
 #include "model/linear.hpp"
@@ -19,6 +20,7 @@ void TrainingPass::forward(const Adapter* adapter) {
   if (!alone()) model_.tensor_parallel->reduce_scatter_sum(embedded, residual(0));
   arena_.release(mark);
   for (int64_t layer = 0; layer < model_.config->layers; ++layer) {
+    activity().progress();
     compute_activations(layer, adapter);
     forward_down(layer, adapter);
   }

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/activity.hpp"
 #include "core/error.hpp"
 #include "core/rng.hpp"
 #include "kernels/ops.hpp"
@@ -217,6 +218,7 @@ Parameters load_parameters(const ModelConfig& config, const Shard& shard, Placem
       block.column_end = tensor.range.end;
     }
     std::vector<float> values(static_cast<size_t>(tensor.local.size()));
+    activity().progress();
     file.read(name, block, values.data());
     const bool rotated =
         tensor.name.find("q_proj") != std::string::npos || tensor.name.find("k_proj") != std::string::npos;

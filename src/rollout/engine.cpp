@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "core/activity.hpp"
 #include "core/error.hpp"
 
 namespace sl {
@@ -63,6 +64,7 @@ void Engine::cancel(int64_t id) {
 }
 
 void Engine::step() {
+  activity().progress();
   StepPlan plan;
   scheduler_.plan(plan);
   const std::vector<int64_t> overflowed = std::move(plan.overflowed);

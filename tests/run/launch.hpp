@@ -11,6 +11,8 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -65,11 +67,17 @@ class Job {
   }
   // To every rank, past mpirun: of some signals it makes an abort of its own.
   void signal_ranks(int number) {
-    if (process_ <= 0) return;
-    const std::string children =
-        "/proc/" + std::to_string(process_) + "/task/" + std::to_string(process_) + "/children";
-    std::ifstream list(children);
-    for (pid_t child = 0; list >> child;) ::kill(child, number);
+    for (const pid_t process : processes()) ::kill(process, number);
+  }
+  // The process of a rank; -1 when there is none (yet).
+  pid_t process_of(int rank) const {
+    const std::string mark = std::string(1, '\0') + "OMPI_COMM_WORLD_RANK=" + std::to_string(rank) + '\0';
+    for (const pid_t process : processes()) {
+      std::ifstream file("/proc/" + std::to_string(process) + "/environ", std::ios::binary);
+      const std::string variables((std::istreambuf_iterator<char>(file)), {});
+      if (variables.find(mark) != std::string::npos) return process;
+    }
+    return -1;
   }
   // SIGKILL to every rank (they are in groups of their own, below mpirun) and to mpirun.
   void kill_all() {
@@ -77,13 +85,15 @@ class Job {
     signal_ranks(SIGKILL);
     ::kill(process_, SIGKILL);
   }
-  Ended wait() {
+  // `meanwhile` is called again and again.
+  Ended wait(const std::function<void()>& meanwhile = [] {}) {
     const auto begin = std::chrono::steady_clock::now();
     while (running()) {
       if (std::chrono::steady_clock::now() - begin > std::chrono::seconds(60)) {
         ADD_FAILURE() << "hangs";
         kill_all();
       }
+      meanwhile();
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
     }
     return {WIFEXITED(status_) ? WEXITSTATUS(status_) : 128 + WTERMSIG(status_), read_bytes(files_ / "out"),
@@ -91,6 +101,15 @@ class Job {
   }
 
  private:
+  // Those that mpirun has started; none when it has ended.
+  std::vector<pid_t> processes() const {
+    std::vector<pid_t> all;
+    if (process_ <= 0) return all;
+    const std::string own = std::to_string(process_);
+    std::ifstream list("/proc/" + own + "/task/" + own + "/children");
+    for (pid_t child = 0; list >> child;) all.push_back(child);
+    return all;
+  }
   static std::map<std::string, std::string> environment() {
     return {{"OMPI_ALLOW_RUN_AS_ROOT", "1"},
             {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"},
