@@ -79,6 +79,57 @@ TEST_F(Disturbed, KilledAtTenInstants) {
   EXPECT_GE(with_journal, 1);
 }
 
+// What the run in this folder has come to, once its files say so.
+struct Phase {
+  int64_t iteration;
+  std::string name;  // of a stage with a journal, or of a role in training
+
+  bool reached(const std::string& out) const {
+    const RunFolder folder(out);
+    const bool training = name == "generator" || name == "extender";
+    return std::filesystem::exists(training ? folder.checkpoint(iteration, name)
+                                            : folder.journal(iteration, name, 0));
+  }
+};
+
+// Each folder is killed in every stage of both iterations, one start after the other: all ranks at once, or
+// one alone, which the launcher must notice.
+TEST_F(Disturbed, KilledInEveryStageAgainAndAgain) {
+  std::mt19937 generator(20261128);
+  constexpr int folders = 5, phases = 10;
+  int kills = 0;
+  for (int folder = 0; folder < folders; ++folder) {
+    const std::string out = scratch_ / ("killed" + std::to_string(folder));
+    for (const int64_t iteration : {1, 2}) {
+      for (const char* name : {"instructions", "initial", "extended", "generator", "extender"}) {
+        const Phase phase{iteration, name};
+        // The launcher need not give the others time to end.
+        Job job(2, tiny_run(out), {{"OMPI_MCA_odls_base_sigkill_timeout", "0"}});
+        while (job.running() && !phase.reached(out))
+          std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        std::this_thread::sleep_for(std::chrono::milliseconds(generator() % 50));
+        const int victim = static_cast<int>(generator() % 3) - 1;
+        const pid_t process = victim < 0 ? -1 : job.process_of(victim);
+        if (!job.running()) break;  // too late: it is done
+        if (process > 0) {
+          ::kill(process, SIGKILL);
+        } else {
+          job.kill_all();
+        }
+        if (job.wait().status != 0) ++kills;  // else it was just done
+        (void)journalled(out);                // no sample twice
+      }
+    }
+    const Ended again = run_job(2, tiny_run(out));
+    ASSERT_EQ(again.status, 0) << "folder " << folder << ": " << again.err;
+    EXPECT_EQ(state_of(out), "done");
+    expect_same_results(out, undisturbed_);
+    if (testing::Test::HasFailure()) FAIL() << "folder " << folder;
+  }
+  RecordProperty("kills", kills);
+  EXPECT_GE(kills, folders * phases * 3 / 4);
+}
+
 // Killed when samples of a stage are in the journals: they stand there unchanged while the run goes on, once.
 TEST_F(Disturbed, FinishedSamplesAreKept) {
   const std::string out = scratch_ / "killed";

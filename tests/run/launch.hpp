@@ -37,14 +37,16 @@ struct Ended {
 // and counts as a hang.
 class Job {
  public:
-  Job(int ranks, const std::vector<std::string>& arguments) {
+  Job(int ranks, const std::vector<std::string>& arguments,
+      const std::map<std::string, std::string>& more_environment = {}) {
     std::string command = "exec mpirun --oversubscribe --bind-to none -n " + std::to_string(ranks);
     for (const std::string& word : arguments) command += " '" + word + "'";
     const std::string out = files_ / "out", err = files_ / "err";
     process_ = ::fork();
     if (process_ != 0) return;
     ::setpgid(0, 0);
-    for (const auto& [name, value] : environment()) ::setenv(name.c_str(), value.c_str(), 1);
+    for (const auto& variables : {environment(), more_environment})
+      for (const auto& [name, value] : variables) ::setenv(name.c_str(), value.c_str(), 1);
     command += " >'" + out + "' 2>'" + err + "'";
     ::execl("/bin/bash", "bash", "-c", command.c_str(), nullptr);
     ::_exit(127);
