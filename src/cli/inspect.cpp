@@ -10,7 +10,9 @@
 #include "cli/command_line.hpp"
 #include "cli/commands.hpp"
 #include "io/checkpoint.hpp"
+#include "io/checksum.hpp"
 #include "io/dataset.hpp"
+#include "io/durable.hpp"
 #include "io/journal.hpp"
 #include "io/run_folder.hpp"
 #include "io/safetensors.hpp"
@@ -54,6 +56,20 @@ void read_weights(const std::string& path) {
   }
 }
 
+// The last line may be torn: it goes when the run continues.
+std::string damage_of_metrics(const std::string& path) {
+  const std::string text = read_if_there(path).value_or("");
+  int64_t line = 1;
+  for (size_t begin = 0, end = text.find('\n'); end != std::string::npos;
+       begin = end + 1, end = text.find('\n', begin), ++line) {
+    const json row = json::parse(text.begin() + static_cast<int64_t>(begin),
+                                 text.begin() + static_cast<int64_t>(end), nullptr, false);
+    if (!row.is_object() || seal_of(row) != Seal::holds)
+      return fmt::format("{}:{}: is damaged; nothing is read from it but by you", path, line);
+  }
+  return "";
+}
+
 // What is wrong with a file of a run, or nothing.
 std::string damage_of(const fs::path& path) {
   try {
@@ -63,24 +79,33 @@ std::string damage_of(const fs::path& path) {
       } else {
         read_table(path);
       }
+    } else if (path.filename() == "adapter_config.json") {
+      check_saved_adapter(path.parent_path());
     } else if (path.extension() == ".safetensors") {
-      read_weights(path);
+      // With its configuration beside it, it is checked there; without, its role is still in training.
+      if (!fs::exists(path.parent_path() / "adapter_config.json")) read_weights(path);
     } else if (path.extension() == ".log") {
-      const int64_t damaged = read_journal(path).damaged;
-      if (damaged > 0) return fmt::format("{}: {} damaged records", path.string(), damaged);
-    } else if (path.extension() == ".json") {
-      std::ifstream file(path);
-      if (json::parse(file, nullptr, /*allow_exceptions=*/false).is_discarded())
-        return path.string() + ": is not JSON";
+      const JournalContent content = read_journal(path);
+      if (content.damaged > 0) {
+        return fmt::format("{}:{}: {} damaged records from this line on; their samples are run again",
+                           path.string(), content.first_damaged_line, content.damaged);
+      }
+    } else if (path.filename() == "run.json") {
+      RunFolder(path.parent_path()).read_run();
+      if (seal_of(json::parse(read_if_there(path).value_or(""))) == Seal::none)
+        return path.string() + ": its checksum is missing";
+    } else if (path.filename() == "metrics.jsonl") {
+      return damage_of_metrics(path);
     }
   } catch (const std::exception& error) {
-    return error.what();
+    const std::string what = error.what();
+    return what.find(path.filename()) == std::string::npos ? path.string() + ": " + what : what;
   }
   return "";
 }
 
 int verify(const std::string& path) {
-  run_of(path);
+  if (!fs::exists(RunFolder(path).run_json())) run_of(path);
   int64_t files = 0, damaged = 0;
   for (const auto& entry : fs::recursive_directory_iterator(path)) {
     if (!entry.is_regular_file() || entry.path().extension() == ".partial") continue;

@@ -9,6 +9,7 @@
 #include "cli/rows.hpp"
 #include "core/activity.hpp"
 #include "core/log.hpp"
+#include "io/checkpoint.hpp"
 #include "io/durable.hpp"
 #include "io/run_folder.hpp"
 #include "model/export.hpp"
@@ -123,7 +124,7 @@ int train(TrainChoice& choice, const std::vector<std::vector<Message>>& conversa
   }
   Trainer trainer(model->transformer(), trained, std::move(rows), choice.options, *ranks.groups.data);
   log_memory();
-  if (agreed(ranks, ranks.first() && fs::exists(choice.checkpoint())))
+  if (agreed(ranks, ranks.first() && have_whole_checkpoint(choice.checkpoint())))
     trainer.load_checkpoint(choice.checkpoint());
   if (ranks.first()) keep_metrics_to(folder.metrics(), trainer.state().step);
 

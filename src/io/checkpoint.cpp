@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "core/error.hpp"
+#include "core/log.hpp"
 #include "io/durable.hpp"
 #include "io/hdf5.hpp"
 
@@ -69,6 +70,18 @@ CheckpointContent read_checkpoint(const std::string& path) {
     content.tensors.push_back(std::move(tensor));
   }
   return content;
+}
+
+bool have_whole_checkpoint(const std::string& path) {
+  if (::access(path.c_str(), F_OK) != 0) return false;
+  try {
+    (void)read_checkpoint(path);
+    return true;
+  } catch (const InputError& damage) {
+    spdlog::warn("{}; its training begins anew", damage.what());
+    ::unlink(path.c_str());
+    return false;
+  }
 }
 
 }  // namespace sl

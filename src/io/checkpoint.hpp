@@ -25,5 +25,8 @@ struct CheckpointContent {
 void write_checkpoint(const std::string& path, const CheckpointContent& content);
 // InputError names the file and the tensor when it is damaged.
 CheckpointContent read_checkpoint(const std::string& path);
+// Whether there is a whole one. A damaged one is removed with a warning: steps are lost, and taken again with
+// the same result. By one process.
+bool have_whole_checkpoint(const std::string& path);
 
 }  // namespace sl

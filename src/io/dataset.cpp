@@ -326,7 +326,7 @@ Table read_table(const std::string& path) {
   const H5File file = H5File::open(path);
   if (!file.has_attribute("format") || file.integer_attribute("format") != dataset_format) {
     throw InputError("is no dataset of this program, or of another version", path,
-                     "use a dataset of a run folder");
+                     "use a dataset of a run folder; if it was one, remove it and run again");
   }
   Table table;
   const std::string order = file.string_attribute("columns");

@@ -3,22 +3,17 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
-#include <zlib.h>
 
 #include <cerrno>
 #include <charconv>
 
 #include "core/error.hpp"
+#include "io/checksum.hpp"
 #include "io/durable.hpp"
 #include "io/json_lines.hpp"
 
 namespace sl {
 namespace {
-
-uint32_t checksum(std::string_view text) {
-  return static_cast<uint32_t>(
-      crc32(0, reinterpret_cast<const Bytef*>(text.data()), static_cast<uInt>(text.size())));
-}
 
 // The record of a line, or a discarded value when the line is damaged.
 nlohmann::json parse_line(std::string_view line) {
@@ -79,13 +74,14 @@ JournalContent read_journal(const std::string& path) {
   JournalContent content;
   const std::string bytes = read_if_there(path).value_or("");
   std::string_view rest = bytes;
-  for (size_t end = rest.find('\n'); end != std::string_view::npos; end = rest.find('\n')) {
+  int64_t line = 1;
+  for (size_t end = rest.find('\n'); end != std::string_view::npos; end = rest.find('\n'), ++line) {
     nlohmann::json record = parse_line(rest.substr(0, end));
     rest.remove_prefix(end + 1);
     if (record.is_object()) {
       content.records.push_back(std::move(record));
     } else {
-      ++content.damaged;
+      if (content.damaged++ == 0) content.first_damaged_line = line;
     }
   }
   return content;

@@ -34,7 +34,8 @@ class Journal {
 
 struct JournalContent {
   std::vector<nlohmann::json> records;
-  int64_t damaged = 0;  // lines before the last whose checksum is wrong; they are left out
+  int64_t damaged = 0;             // lines before the last whose checksum is wrong; they are left out
+  int64_t first_damaged_line = 0;  // from 1
 };
 
 // A torn last line is no damage. An absent file is empty; SystemError when it cannot be read.

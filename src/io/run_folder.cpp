@@ -14,6 +14,7 @@
 
 #include "core/error.hpp"
 #include "core/log.hpp"
+#include "io/checksum.hpp"
 #include "io/durable.hpp"
 #include "io/journal.hpp"
 #include "io/json_lines.hpp"
@@ -81,7 +82,8 @@ std::vector<nlohmann::json> RunFolder::read_journals(int64_t iteration_number,
   for (const std::string& path : journals_of(iteration_number, stage)) {
     JournalContent content = read_journal(path);
     if (content.damaged > 0) {
-      spdlog::warn("{}: {} damaged records; their samples are run again", path, content.damaged);
+      spdlog::warn("{}: {} damaged records, the first in line {}; their samples are run again", path,
+                   content.damaged, content.first_damaged_line);
     }
     std::move(content.records.begin(), content.records.end(), std::back_inserter(records));
   }
@@ -96,12 +98,18 @@ nlohmann::json RunFolder::read_run() const {
   const std::optional<std::string> text = read_if_there(run_json());
   if (!text) return nullptr;
   nlohmann::json content = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
-  if (!content.is_object()) throw InputError("is damaged", run_json(), "start the run in a new folder");
+  if (!content.is_object() || seal_of(content) == Seal::broken) {
+    throw InputError(
+        "is damaged", run_json(),
+        "remove it, and give the same command on as many ranks: what is finished is taken as it is");
+  }
+  content.erase("crc32");
   return content;
 }
 
 void RunFolder::write_run(const nlohmann::json& content) const {
-  write_atomically(run_json(), content.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+  write_atomically(run_json(),
+                   sealed(content).dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }
 
 void RunFolder::set_state(RunState state, const std::string& why) const {
@@ -115,7 +123,7 @@ void RunFolder::set_state(RunState state, const std::string& why) const {
 void RunFolder::append_metrics(const nlohmann::json& row) const {
   const int file = ::open(metrics().c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (file < 0) throw SystemError("open", metrics(), errno);
-  const std::string line = to_line(row) + "\n";
+  const std::string line = to_line(sealed(row)) + "\n";
   try {
     cut_torn_line(file, metrics());
     write_all(file, line.data(), line.size(), metrics());

@@ -43,7 +43,7 @@ class RunFolder {
   void write_run(const nlohmann::json& content) const;  // atomically
   void set_state(RunState state, const std::string& why) const;
 
-  // Appends one row to metrics.jsonl.
+  // Appends one row to metrics.jsonl, with its checksum.
   void append_metrics(const nlohmann::json& row) const;
 
  private:

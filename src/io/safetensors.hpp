@@ -39,6 +39,13 @@ class SafetensorsWriter {
   size_t next_ = 0;
 };
 
+// With a checksum in the metadata (io/checksum.hpp). F32 only.
+void write_sealed_safetensors(const std::string& path, const std::vector<TensorToWrite>& tensors,
+                              std::map<std::string, std::string> metadata);
+// InputError when such a file is not what was written, or the text of the file beside it, whose checksum
+// stands in the metadata under "part_crc32".
+void check_sealed_safetensors(const std::string& path, const std::string& beside, std::string_view text);
+
 void write_safetensors(const std::string& path, const std::vector<TensorToWrite>& tensors,
                        const std::map<std::string, std::string>& metadata);
 

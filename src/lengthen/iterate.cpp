@@ -43,7 +43,9 @@ class Rollouts {
  private:
   void serve_adapters(Session& session, int64_t iteration) {
     const auto adapter_of = [&](Role role) {
-      return session.model.adapter_from(session.folder.adapter(iteration, std::string(role_name(role))));
+      const std::string folder = session.folder.adapter(iteration, std::string(role_name(role)));
+      check_saved_adapter(folder);
+      return session.model.adapter_from(folder);
     };
     const Adapter generator = adapter_of(Role::generator), extender = adapter_of(Role::extender);
     const Stopwatch watch;

@@ -1,9 +1,11 @@
 #include "lengthen/train_roles.hpp"
 
 #include <filesystem>
+#include <functional>
 
 #include "core/activity.hpp"
 #include "core/log.hpp"
+#include "io/checkpoint.hpp"
 #include "lengthen/sample.hpp"
 
 namespace sl {
@@ -21,16 +23,19 @@ std::vector<TrainingRow> training_rows(const Session& session, const Table& pair
   return rows;
 }
 
-// Whether rank 0 sees the file: all ranks must agree, also on a slow shared file system.
-bool exists_for_all(const Session& session, const std::string& path) {
-  int64_t there = session.first() && std::filesystem::exists(path) ? 1 : 0;
+// What rank 0 sees: all ranks must agree, also on a slow shared file system.
+bool for_all(const Session& session, const std::function<bool()>& sees) {
+  int64_t there = session.first() && sees() ? 1 : 0;
   session.groups.world->broadcast(std::as_writable_bytes(std::span(&there, 1)), 0);
   return there != 0;
 }
 
 Adapter starting_adapter(const Session& session, int64_t iteration, Role role) {
   const std::string name(role_name(role));
-  if (iteration > 1) return session.model.exact_adapter_from(session.folder.adapter(iteration - 1, name));
+  if (iteration > 1) {
+    check_saved_adapter(session.folder.adapter(iteration - 1, name));
+    return session.model.exact_adapter_from(session.folder.adapter(iteration - 1, name));
+  }
   Adapter fresh(session.model.config(), session.model.shard(), session.method.training.lora,
                 session.model.transformer().context.device, "adapter");
   initialise(fresh, stream_of(draw_address(session.method, iteration, StageId::training,
@@ -45,8 +50,9 @@ void train_role(Session& session, int64_t iteration, Role role, const Table& pai
   const std::string name(role_name(role));
   const std::string folder = session.folder.adapter(iteration, name);
   const std::string checkpoint = session.folder.checkpoint(iteration, name);
-  if (exists_for_all(session, folder + "/adapter_config.json")) {  // written last: the adapter is whole
-    if (session.first()) std::filesystem::remove(checkpoint);      // left by a run killed before it could
+  const auto finished = [&] { return std::filesystem::exists(folder + "/adapter_config.json"); };
+  if (for_all(session, finished)) {                            // written last: the adapter is whole
+    if (session.first()) std::filesystem::remove(checkpoint);  // left by a run killed before it could
     return;
   }
 
@@ -57,7 +63,8 @@ void train_role(Session& session, int64_t iteration, Role role, const Table& pai
       stream_of(draw_address(session.method, iteration, StageId::training, static_cast<int64_t>(role), 1));
   Trainer trainer(session.model.transformer(), {.adapter = &adapter}, training_rows(session, pairs), options,
                   *session.groups.data);
-  if (exists_for_all(session, checkpoint)) trainer.load_checkpoint(checkpoint);
+  if (for_all(session, [&] { return have_whole_checkpoint(checkpoint); }))
+    trainer.load_checkpoint(checkpoint);
   const bool writer = session.replica() == 0;
   if (session.first()) {
     session.folder.append_metrics({{"iteration", iteration},

@@ -9,6 +9,7 @@
 
 #include "core/error.hpp"
 #include "core/rng.hpp"
+#include "io/checksum.hpp"
 #include "io/durable.hpp"
 #include "io/safetensors.hpp"
 #include "kernels/ops.hpp"
@@ -240,8 +241,18 @@ void save_adapter(const Adapter& adapter, const std::string& folder, const std::
       {"inference_mode", true},
       {"target_modules", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}},
   };
-  write_safetensors(folder + "/adapter_model.safetensors", tensors, {{"format", "pt"}});
-  write_atomically(folder + "/adapter_config.json", config.dump(2) + "\n");
+  const std::string text = config.dump(2) + "\n";
+  write_sealed_safetensors(folder + "/adapter_model.safetensors", tensors,
+                           {{"format", "pt"}, {"part_crc32", checksum_digits(text)}});
+  write_atomically(folder + "/adapter_config.json", text);
+}
+
+void check_saved_adapter(const std::string& folder) {
+  const std::string config = folder + "/adapter_config.json";
+  const auto text = read_if_there(config);
+  if (!text) throw InputError("is missing", config, "give the folder of an adapter");
+  (void)read_lora_shape(folder);
+  check_sealed_safetensors(folder + "/adapter_model.safetensors", config, *text);
 }
 
 void merge(Parameters& parameters, const Adapter& adapter, float sign) {

@@ -75,6 +75,8 @@ Adapter load_adapter(const std::string& folder, const ModelConfig& config, const
 // model.
 void save_adapter(const Adapter& adapter, const std::string& folder, const std::string& base, bool writer,
                   Communicator& tensor_parallel);
+// InputError when what save_adapter wrote there has changed since.
+void check_saved_adapter(const std::string& folder);
 
 // W += scale * B A for every pair: the merged model (sign -1 takes it out again).
 void merge(Parameters& parameters, const Adapter& adapter, float sign);

@@ -1,6 +1,7 @@
 // train and export: what is trained, continued, merged and opened again, by the real program.
 #include <cmath>
 
+#include "io/checksum.hpp"
 #include "tests/cli/program.hpp"
 
 namespace sl::test {
@@ -115,12 +116,12 @@ TEST_F(ProgramThatTrains, BadInputIsOneLineAndNamesTheRow) {
 
 TEST_F(ProgramThatTrains, InspectSaysWhetherWorkIsLeftAndWhatIsDamaged) {
   std::filesystem::create_directories(at("run/iter_01"));
-  write("run/run.json", R"({"state": "stopped"})");
+  write("run/run.json", sealed({{"state", "stopped"}}).dump());
   Outcome outcome = run({"inspect", "--state", at("run")});
   EXPECT_EQ(outcome.code, 75);
   EXPECT_EQ(outcome.out, "stopped\n");
   EXPECT_EQ(run({"inspect", "--verify", at("run")}).code, 0);
-  write("run/run.json", R"({"state": "done"})");
+  write("run/run.json", sealed({{"state", "done"}}).dump());
   EXPECT_EQ(run({"inspect", "--state", at("run")}).code, 0);
   write("run/iter_01/initial.h5", "damaged");
   outcome = run({"inspect", "--verify", at("run")});

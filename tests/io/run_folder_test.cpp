@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "core/error.hpp"
+#include "io/checksum.hpp"
 #include "io/durable.hpp"
 #include "io/journal.hpp"
 #include "io/json_lines.hpp"
@@ -69,7 +70,7 @@ TEST_F(RunFolderTest, MetricsAreLinesAlsoAfterATornOne) {
   folder_.append_metrics({{"step", 3}});
   const auto rows = read_json_lines(folder_.metrics());
   ASSERT_EQ(rows.size(), 3U);
-  for (int i = 0; i < 3; ++i) EXPECT_EQ(rows[static_cast<size_t>(i)].value, (json{{"step", i + 1}}));
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(rows[static_cast<size_t>(i)].value, sealed({{"step", i + 1}}));
 }
 
 TEST_F(RunFolderTest, JournalsOfAllReplicasOfOneStageAreRead) {
