@@ -78,6 +78,7 @@ TEST(FullDisk, TheRunContinuesWithSpaceAgain) {
     expect_same_results(out, undisturbed);
     if (testing::Test::HasFailure()) FAIL() << "disk " << part << ": " << ended.err;
   }
+  RecordProperty("failed", failed);
   EXPECT_GE(failed, sizes / 2);
   for (const std::string& kind : where)
     RecordProperty("full_at_" + kind.substr(kind.find_first_not_of('.')), 1);
