@@ -114,9 +114,13 @@ class Iteration {
     return table;
   }
 
-  void note(StageId stage, const StageReport& report) {
+  // The times go to the metrics alone: equal content is equal bytes in the dataset.
+  void note(StageId stage, const StageResult& result, const Stopwatch& watch) {
     if (!session_.first()) return;
+    const StageReport& report = result.report;
     nlohmann::json row = report.to_json();
+    row["seconds"] = watch.seconds();
+    row["tokens_before"] = result.tokens_before;
     row["iteration"] = number_;
     row["stage"] = stage_name(stage);
     session_.folder.append_metrics(row);
@@ -126,6 +130,7 @@ class Iteration {
 
   // Stage 0. A growing pool grows between waves, so that its order of draws does not depend on who is faster.
   Table instruct(Engine& engine) {
+    const Stopwatch watch;
     StageResult all;
     const bool growing = method().instruction_pool == InstructionPool::growing;
     const int64_t wave = growing ? method().instruction_wave : method().instructions;
@@ -147,7 +152,7 @@ class Iteration {
       all.add(std::move(part));
       begin = end;
     }
-    note(StageId::instructions, all.report);
+    note(StageId::instructions, all, watch);
     if (all.accepted.empty()) {
       throw InputError("no instruction was accepted", session_.folder.path(),
                        "use --judge choice for a small model, more --instruction-attempts, or other seeds");
@@ -167,6 +172,7 @@ class Iteration {
     const auto question_of = [&](int64_t sample) -> const std::string& {
       return questions[static_cast<size_t>(sample / method().responses)];
     };
+    const Stopwatch watch;
     const StageResult result =
         run_stage(session_, engine,
                   {.iteration = number_,
@@ -174,7 +180,7 @@ class Iteration {
                    .first_sample = 0,
                    .last_sample = instructions.rows() * method().responses,
                    .flow = [&](Sample& sample) { return respond(sample, question_of(sample.index())); }});
-    note(StageId::initial, result.report);
+    note(StageId::initial, result, watch);
     std::vector<std::string> asked;
     for (int64_t sample : integers(result.accepted, "sample")) asked.push_back(question_of(sample));
     Table table = response_table(StageId::initial, result);
@@ -196,6 +202,7 @@ class Iteration {
     const auto row_of = [&](int64_t sample) {
       return static_cast<size_t>(order[static_cast<size_t>(sample / method().extensions)]);
     };
+    const Stopwatch watch;
     const StageResult result =
         run_stage(session_, engine,
                   {.iteration = number_,
@@ -206,7 +213,7 @@ class Iteration {
                      const size_t row = row_of(sample.index());
                      return extend(sample, initial.texts("instruction")[row], initial.texts("response")[row]);
                    }});
-    note(StageId::extended, result.report);
+    note(StageId::extended, result, watch);
     std::vector<std::string> instructions, starts;
     std::vector<int64_t> rows;
     for (int64_t sample : integers(result.accepted, "sample")) {

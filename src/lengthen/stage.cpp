@@ -73,17 +73,19 @@ class StageRun {
     return !stopped;
   }
 
+  // Whether an earlier start of the run had finished this sample.
+  bool recalled(int64_t sample) const { return known_.contains(sample); }
+
  private:
   void recall_finished() {
-    std::set<int64_t> known;
     for (const nlohmann::json& record :
          session_.folder.read_journals(spec_.iteration, std::string(stage_name(spec_.id)))) {
       const auto sample = record.at("sample").get<int64_t>();
       const bool ours = sample >= spec_.first_sample && sample < spec_.last_sample;  // not of another wave
-      if (ours && known.insert(sample).second) costs_.push_back(record.at("tokens").get<int64_t>());
+      if (ours && known_.insert(sample).second) costs_.push_back(record.at("tokens").get<int64_t>());
     }
     for (int64_t sample = spec_.first_sample; sample < spec_.last_sample; ++sample) {
-      if (!known.contains(sample)) pending_.push_back(sample);
+      if (!known_.contains(sample)) pending_.push_back(sample);
     }
     std::sort(costs_.begin(), costs_.end());
   }
@@ -163,6 +165,7 @@ class StageRun {
   Engine& engine_;
   const StageSpec& spec_;
   int64_t samples_, needed_;
+  std::set<int64_t> known_;       // samples finished when the stage began; the same on every rank
   std::vector<int64_t> pending_;  // samples not finished when the stage began; the same on every rank
   std::vector<int64_t> costs_;    // tokens of the finished samples this replica knows of, ascending
   std::list<std::unique_ptr<InFlight>> in_flight_;
@@ -191,6 +194,7 @@ StageReport& StageReport::operator+=(const StageReport& other) {
 void StageResult::add(StageResult later) {
   std::move(later.accepted.begin(), later.accepted.end(), std::back_inserter(accepted));
   report += later.report;
+  tokens_before += later.tokens_before;
 }
 
 std::vector<nlohmann::json> cut_costliest(std::vector<nlohmann::json> records, int64_t samples, double cut) {
@@ -233,6 +237,8 @@ StageResult run_stage(Session& session, Engine& engine, const StageSpec& spec) {
   for (nlohmann::json& record : records) {
     report.attempts += record.at("attempts").get<int64_t>();
     report.tokens += record.at("tokens").get<int64_t>();
+    if (stage.recalled(record.at("sample").get<int64_t>()))
+      result.tokens_before += record.at("tokens").get<int64_t>();
     for (const auto& [rule, count] : record.at("rejected").items())
       report.rejected[rule] += count.get<int64_t>();
     if (record.at("status") == "accepted") {

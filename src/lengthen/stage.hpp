@@ -34,6 +34,7 @@ struct StageReport {
 struct StageResult {
   std::vector<nlohmann::json> accepted;  // by sample number
   StageReport report;
+  int64_t tokens_before = 0;    // of report.tokens: made by earlier starts of the run, found in journals
   void add(StageResult later);  // of the same stage, later samples
 };
 

@@ -89,6 +89,7 @@ void train_role(Session& session, int64_t iteration, Role role, const Table& pai
                                      {"loss", step.loss},
                                      {"learning_rate", step.learning_rate},
                                      {"grad_norm", step.grad_norm},
+                                     {"tokens", step.tokens},
                                      {"tokens_per_second", step.tokens_per_second},
                                      {"tflops", step.tflops},
                                      {"skipped", step.skipped}});
