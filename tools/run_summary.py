@@ -7,54 +7,36 @@ Words as the method counts them (the column of the dataset); accepted = accepted
 share of a response's runs of four words that are distinct, mean over the responses. Needs nothing but Python.
 """
 import argparse
-import json
-import pathlib
-import subprocess
 
-
-def rows_of(program, run, dataset, iteration):
-    text = subprocess.run(
-        [program, "export", "--run", run, "--dataset", dataset, "--iteration", str(iteration), "--output", "-"],
-        check=True, capture_output=True, text=True).stdout
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def distinct_four_grams(text):
-    words = text.split()
-    grams = [tuple(words[i:i + 4]) for i in range(len(words) - 3)]
-    return len(set(grams)) / len(grams) if grams else 1.0
-
-
-def report_of(run, iteration, stage):
-    """The last report of a stage: a run that was continued may have several."""
-    found = {}
-    for line in (pathlib.Path(run) / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        if row.get("iteration") == iteration and row.get("stage") == stage:
-            found = row
-    return found
+from run_data import DatasetError, Run, refuse
+from text_measures import distinct_four_grams, percentile
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run")
-    parser.add_argument("--program", default="build/release/bin/selflengthen")
+    parser.add_argument("--program", help="default: the one built in this tree")
     choice = parser.parse_args()
+    run = Run(choice.run, choice.program)
     print("| iteration | stage | responses | mean words | 90th percentile | longest | accepted | 4-grams | kept |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for folder in sorted(pathlib.Path(choice.run).glob("iter_*")):
-        iteration = int(folder.name.removeprefix("iter_"))
+    for iteration in run.iterations():
         for stage in ("initial", "extended"):
-            if not (folder / f"{stage}.h5").exists():
+            if not run.has(iteration, stage):
                 continue
-            rows = rows_of(choice.program, choice.run, stage, iteration)
-            report = report_of(choice.run, iteration, stage)
-            words = sorted(row["words"] for row in rows)
-            grams = sum(distinct_four_grams(row["response"]) for row in rows) / len(rows)
-            print(f"| {iteration} | {stage} | {len(rows)} | {sum(words) / len(words):.0f} "
-                  f"| {words[int(0.9 * (len(words) - 1))]} | {words[-1]} "
-                  f"| {report['accepted'] / max(1, report['attempts']):.1%} | {grams:.3f} "
-                  f"| {sum(row['kept'] for row in rows)} |")
+            words, grams, kept = [], 0.0, 0
+            try:
+                for row in run.rows(iteration, stage):
+                    words.append(row["words"])
+                    grams += distinct_four_grams(row["response"])
+                    kept += row["kept"]
+            except DatasetError as error:
+                refuse(str(error))
+            words.sort()
+            report = run.stage_report(iteration, stage)
+            accepted = f"{report['accepted'] / max(1, report['attempts']):.1%}" if report else "-"
+            print(f"| {iteration} | {stage} | {len(words)} | {sum(words) / len(words):.0f} "
+                  f"| {percentile(words, 0.9)} | {words[-1]} | {accepted} | {grams / len(words):.3f} | {kept} |")
 
 
 if __name__ == "__main__":
