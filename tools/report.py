@@ -37,7 +37,7 @@ def first_to_last(stages, name):
 
 def head(run, figures):
     state = str(run.facts.get("state", "unknown"))
-    why = str(run.facts.get("why") or "")
+    why = str(run.facts.get("why") or "") if state != "running" else "It works, or was killed."
     name = run.folder.resolve().name
     mark = f'<span class="state {state if state in STATES else ""}">{page.escaped(state)}</span>'
     seconds = sum(sum(work.seconds_of(figures, k).values()) for k in {stage.iteration for stage in figures.stages})

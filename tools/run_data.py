@@ -19,6 +19,12 @@ def refuse(message):
     sys.exit(2)
 
 
+def number(row, key):
+    """A number of a row of metrics.jsonl; 0 where it is missing or null (a loss that was not finite)."""
+    value = row.get(key)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
+
+
 class DatasetError(Exception):
     """A dataset cannot be read; the text is the program's own line."""
 
@@ -99,7 +105,10 @@ class Run:
 
     def iterations(self):
         """Numbers of the macro-iterations that have a folder."""
-        names = (re.fullmatch(r"iter_(\d+)", path.name) for path in self.folder.iterdir() if path.is_dir())
+        try:
+            names = [re.fullmatch(r"iter_(\d+)", path.name) for path in self.folder.iterdir() if path.is_dir()]
+        except OSError as error:
+            refuse(f"{self.folder}: cannot be listed ({error.strerror}); check its permissions")
         return sorted(int(name[1]) for name in names if name)
 
     def iteration_folder(self, iteration):
@@ -135,7 +144,7 @@ class Run:
 
     def seconds_of(self, iteration, stage, role=None):
         """Sum of the seconds of all rows of a kind: each start of a run that was continued wrote its own."""
-        return sum(row.get("seconds", 0) for row in self.metrics if row["iteration"] == iteration
+        return sum(number(row, "seconds") for row in self.metrics if row["iteration"] == iteration
                    and row.get("stage") == stage and (role is None or row.get("role") == role))
 
     def journalled(self, iteration, stage):

@@ -12,6 +12,10 @@ SKETCH_HASHES = 128
 NEAR_DUPLICATE = 0.7
 
 
+def count_words(text):
+    return len(WORD.findall(text))
+
+
 def median(ordered):
     """As the program's own table has it: the upper one of an even number."""
     return ordered[len(ordered) // 2]

@@ -4,7 +4,7 @@ import functools
 import statistics
 
 import text_measures
-from run_data import ROLES, SAMPLED_STAGES, DatasetError
+from run_data import ROLES, SAMPLED_STAGES, DatasetError, number
 
 
 @dataclasses.dataclass
@@ -98,12 +98,6 @@ class Figures:
 
     def of(self, iteration):
         return [stage for stage in self.stages if stage.iteration == iteration]
-
-
-def number(row, key):
-    """A number of a row of metrics.jsonl; 0 where it is missing or null (a loss that was not finite)."""
-    value = row.get(key)
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
 
 
 def read_stage(run, iteration, name, most_texts):

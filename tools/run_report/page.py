@@ -12,11 +12,11 @@ nav a { margin-right: 14px; } a { color: #0061a0; }
 .state { display: inline-block; padding: 1px 10px; border-radius: 10px; font-size: 14px; background: #eee; vertical-align: 4px; }
 .done { background: #d8f0e6; } .failed { background: #fbdcc9; } .running { background: #dcecf7; } .stopped { background: #fbeecb; }
 .cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 18px 0; }
-.card { border: 1px solid #ddd; border-radius: 8px; padding: 8px 14px; min-width: 140px; }
+.card { border: 1px solid #ddd; border-radius: 8px; padding: 8px 14px; flex: 1 1 140px; }
 .card b { display: block; font-size: 21px; font-weight: 600; } .card span { color: #666; font-size: 13px; }
 table { border-collapse: collapse; margin: 8px 0 14px; font-variant-numeric: tabular-nums; font-size: 14px; }
 th, td { padding: 3px 12px 3px 0; border-bottom: 1px solid #e6e6e6; text-align: right; vertical-align: top; }
-th { font-weight: 600; border-bottom: 1px solid #999; vertical-align: bottom; }
+th { font-weight: 600; white-space: nowrap; border-bottom: 1px solid #999; vertical-align: bottom; }
 th:first-child, td:first-child, .named th:nth-child(2), .named td:nth-child(2), .plain th, .plain td { text-align: left; }
 .plain td { font-variant-numeric: normal; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }

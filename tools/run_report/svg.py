@@ -77,9 +77,9 @@ def across(low, high, top, bottom, scale, label, at=None):
 
 def bars(rows, title, label, colours, most=None):
     """Stacked horizontal bars. `rows` are (label, {part: value}, text at the end); `colours` {part: colour}, with a
-    legend where there are several. `most` is the end of the axis where it is given by what is shown (100 %)."""
-    several = len(colours) > 1
-    head, lines = legend(colours.items(), LEFT, 14) if several else ([], 0)
+    legend where a bar has several parts. `most` is the end of the axis where it is given by what is shown (100 %)."""
+    stacked = any(len(parts) > 1 for _, parts, _ in rows)
+    head, lines = legend(colours.items(), LEFT, 14) if stacked else ([], 0)
     top = 18 * lines + 8
     bottom = top + ROW * len(rows)
     high = most or max([sum(parts.values()) for _, parts, _ in rows] + [1e-9])
@@ -129,6 +129,7 @@ def lines(series, title, x_label, y_label, marks=(), from_zero=False, x_ticks=No
     middle = (top + bottom) / 2
     parts.append(f'<g transform="translate(14 {middle:.0f}) rotate(-90)">{text(0, 0, y_label, "middle", "name")}</g>')
     for x, words in marks:
+        x = max(x, x_low)
         parts += [line(across_scale(x), top, across_scale(x), bottom, "mark"),
                   text(across_scale(x) + 4, top - 4, words, kind="name")]
     looks = {"plain": 'stroke-width="2"', "dotted": 'stroke-width="2"', "faint": 'stroke-width="1" opacity="0.35"',
@@ -150,15 +151,16 @@ def histograms(panels, title, x_label, y_label, legend_entries):
     width = max(1, round_step(max(high, 1), 40))
     bins = int(high // width) + 1
     head, rows = legend(legend_entries, LEFT, 14)
-    tall, top = 62, 18 * rows + 10
-    bottom = top + (tall + 16) * len(panels)
+    tall, gap, top = 62, 24, 18 * rows + 4
+    head.append(text(LEFT - 6, top + 14, y_label, "end", "small"))
+    bottom = top + (tall + gap) * len(panels)
 
     def scale(value):
         return LEFT + (WIDTH - LEFT - 20) * value / (bins * width)
 
     parts = head + across(0, bins * width, top, bottom, scale, x_label)
     for i, (name, layers, (place, words)) in enumerate(panels):
-        base = top + (tall + 16) * (i + 1)
+        base = top + (tall + gap) * (i + 1)
         counts = [[0] * bins for _ in layers]
         for layer, (_, values) in zip(counts, layers):
             for value in values:
@@ -175,7 +177,6 @@ def histograms(panels, title, x_label, y_label, legend_entries):
                     parts.append(box(scale(column * width) + 0.5, at - rise, scale(width) - scale(0) - 1, rise, colour, hint))
                 at -= rise
         side = "end" if scale(place) > 0.7 * WIDTH else "start"
-        parts += [line(scale(place), base - tall - 8, scale(place), base, "mark"),
-                  text(scale(place) + (4 if side == "start" else -4), base - tall + 1, words, side, "small")]
-    parts.append(f'<g transform="translate(14 {(top + bottom) / 2:.0f}) rotate(-90)">{text(0, 0, y_label, "middle", "name")}</g>')
+        parts += [line(scale(place), base - tall - 14, scale(place), base, "mark"),
+                  text(scale(place) + (4 if side == "start" else -4), base - tall - 5, words, side, "small")]
     return drawing(bottom + 42, title, parts)

@@ -1,5 +1,5 @@
 """Sections on the texts: their lengths, which were kept, how varied they are, and five of them."""
-from text_measures import NEAR_DUPLICATE, median, percentile
+from text_measures import NEAR_DUPLICATE, count_words, median, percentile
 
 from . import svg
 from .page import escaped, figure, folded, heading, paragraph, table
@@ -31,14 +31,15 @@ def lengths(figures):
         content += growth(stages)
     content += table(
         ["iteration", "stage", "responses", "mean words", "median", "90th percentile", "longest", "kept", "mean words of the kept"],
-        [[stage.iteration, stage.name, len(stage.words), f"{stage.mean_words:.1f}", median(stage.ordered),
-          percentile(stage.ordered, 0.9), stage.ordered[-1], sum(stage.kept), mean_kept(stage)] for stage in stages])
+        [[stage.iteration, stage.name, f"{len(stage.words):,}", f"{stage.mean_words:,.1f}", f"{median(stage.ordered):,}",
+          f"{percentile(stage.ordered, 0.9):,}", f"{stage.ordered[-1]:,}", f"{sum(stage.kept):,}", mean_kept(stage)]
+         for stage in stages])
     return content
 
 
 def mean_kept(stage):
     kept = [words for words, keep in zip(stage.words, stage.kept) if keep]
-    return f"{sum(kept) / len(kept):.1f}" if kept else "-"
+    return f"{sum(kept) / len(kept):,.1f}" if kept else "-"
 
 
 def growth(stages):
@@ -110,27 +111,34 @@ def variety(figures):
         "Chinese: half of the words or more are Chinese characters; English: a tenth or more are among twenty of the commonest "
         "English words. A guess by these two rules, meant to show drift.")
     content += table(["iteration", "stage", "looked at", "distinct 4-grams", "near-duplicates", "English", "Chinese", "other"],
-                     [[s.iteration, s.name, len(s.texts), f"{s.distinct_four_grams:.3f}", f"{s.near_duplicates:.1%}",
+                     [[s.iteration, s.name, f"{len(s.texts):,}", f"{s.distinct_four_grams:.3f}", f"{s.near_duplicates:.1%}",
                        *(f"{share:.1%}" for share in s.languages.values())] for s in stages])
     return content
 
 
 def samples(figures):
-    """Five kept responses of the last macro-iteration that has any, from the shortest to the longest."""
+    """Five responses of the last finished stage, from the shortest to the longest: kept ones, where so many are."""
     stages = figures.responses()
     if not stages:
         return ""
     stage = stages[-1]
-    kept = sorted((row for row in stage.texts if row["kept"]), key=lambda row: row["words"]) or \
-        sorted(stage.texts, key=lambda row: row["words"])
+    kept = by_length(row for row in stage.texts if row["kept"])
     count = min(SAMPLES, len(kept))
     chosen = [kept[round(i * (len(kept) - 1) / max(1, count - 1))] for i in range(count)]
-    content = paragraph(f"Kept {stage.name} responses of iteration {stage.iteration}, from the shortest to the longest, as they were written.")
+    others = by_length(row for row in stage.texts if not row["kept"])
+    chosen = by_length(chosen + others[len(others) - min(len(others), SAMPLES - count):])
+    content = paragraph(f"{stage.name.capitalize()} responses of iteration {stage.iteration}, from the shortest to the longest, as "
+                        "they were written.")
     for place, row in enumerate(chosen):
         brief = " ".join(row["instruction"].split())
         brief = brief if len(brief) <= 110 else brief[:108] + " …"
-        content += folded(f"Sample {row['sample']}, {row['words']:,} words", sample_texts(row), brief, is_open=place == 0)
+        fate = "" if row["kept"] else ", not kept"
+        content += folded(f"Sample {row['sample']}, {row['words']:,} words{fate}", sample_texts(row), brief, is_open=place == 0)
     return content
+
+
+def by_length(rows):
+    return sorted(rows, key=lambda row: (row["words"], row["sample"]))
 
 
 def sample_texts(row):
@@ -139,6 +147,7 @@ def sample_texts(row):
 
     instruction = one("instruction", "Instruction", row["instruction"])
     if "initial" in row:
-        pair = one("initial", "Initial response", row["initial"]) + one("extended", f"Extended response, {row['words']:,} words", row["response"])
+        pair = one("initial", f"Initial response, {count_words(row['initial']):,} words", row["initial"]) + \
+            one("extended", f"Extended response, {row['words']:,} words", row["response"])
         return f'{instruction}<div class="pair">{pair}</div>'
     return instruction + one("initial", f"Initial response, {row['words']:,} words", row["response"])

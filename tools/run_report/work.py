@@ -1,11 +1,10 @@
 """Sections on the run itself: its configuration, attempts, training, and where the time went."""
 import json
 
-from run_data import ROLES, default_options
+from run_data import ROLES, default_options, number
 
 from . import svg
-from .figures import number
-from .page import escaped, figure, folded, heading, paragraph, table
+from .page import figure, folded, heading, paragraph, table
 from .texts import row_name
 
 # A fixed colour a rule; a rule that is not known here shares the last one.
@@ -54,10 +53,13 @@ def attempts(figures):
         content += heading("Rejections by rule") + figure(
             svg.bars(rows, "Rejections by rule", "rejections in 100 attempts", rules),
             "Why texts were rejected. An attempt to extend is checked in every micro-iteration, so it can be rejected several times.")
+        content += table(["iteration", "stage", *rules],
+                         [[s.iteration, s.name, *(f"{s.rejected.get(rule, 0):,}" for rule in rules)] for s in stages])
+    content += heading("Counts")
     columns = ["samples", "accepted", "given_up", "abandoned", "attempts", "tokens"]
-    content += table(["iteration", "stage", *(name.replace("_", " ") for name in columns), "acceptance", *rules],
-                     [[s.iteration, s.name, *(f"{number(s.report, name):,}" for name in columns), f"{s.acceptance:.1%}",
-                       *(f"{s.rejected.get(rule, 0):,}" for rule in rules)] for s in stages])
+    content += table(["iteration", "stage", *(name.replace("_", " ") for name in columns), "acceptance"],
+                     [[s.iteration, s.name, *(f"{number(s.report, name):,}" for name in columns), f"{s.acceptance:.1%}"]
+                      for s in stages])
     return content + paragraph("Given up: all attempts used up; abandoned: cut off as stragglers, and counted neither in attempts nor in tokens.",
                                "quiet")
 
@@ -70,8 +72,10 @@ def thinned(points, most=500):
 
 
 def running_mean(points):
-    width = max(1, len(points) // 20)
-    return [(x, sum(y for _, y in points[max(0, i + 1 - width):i + 1]) / min(i + 1, width)) for i, (x, _) in enumerate(points)]
+    """Mean over a twentieth of the points around each; fewer at the ends."""
+    half = len(points) // 40
+    around = [points[max(0, i - half):i + half + 1] for i in range(len(points))]
+    return [(x, sum(y for _, y in near) / len(near)) for (x, _), near in zip(points, around)]
 
 
 def over_steps(figures, key):
@@ -172,7 +176,7 @@ def progress(figures):
         for role in ROLES:
             steps = next((len(t.steps) for t in figures.trainings if (t.iteration, t.role) == (iteration, role)), 0)
             trained = (folder / role / "adapter_config.json").is_file()
-            row.append(f"trained, {steps} steps" if trained else f"{steps} steps so far" if steps else "-")
+            row.append(f"trained, {steps:,} steps" if trained else f"{steps:,} steps so far" if steps else "-")
         rows.append(row)
     if not rows:
         return paragraph("No macro-iteration has begun.")
