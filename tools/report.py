@@ -6,6 +6,7 @@
 The page needs no other file and no network. A run that is not finished is shown as far as it is. Needs nothing but
 Python, and the program to read the datasets with.
 """
+
 import argparse
 import datetime
 import os
@@ -43,16 +44,23 @@ def head(run, figures):
     seconds = sum(sum(work.seconds_of(figures, k).values()) for k in {stage.iteration for stage in figures.stages})
     stages = figures.responses()
     wanted = run.facts["options"].get("iterations", "?")
-    finished = sum(all((run.iteration_folder(k) / role / "adapter_config.json").is_file() for role in ("generator", "extender"))
-                   for k in run.iterations())
+    finished = sum(
+        all((run.iteration_folder(k) / role / "adapter_config.json").is_file() for role in ("generator", "extender"))
+        for k in run.iterations()
+    )
     content = f"<h1>{page.escaped(name)} {mark}</h1>\n"
-    content += page.paragraph(f"A run of selflengthen; last change {last_change(run.folder)}." + (f" {why}" if why else ""), "quiet")
-    content += page.cards([
-        ("macro-iterations finished", f"{finished} of {wanted}"),
-        ("mean words, initial responses", first_to_last(stages, "initial")),
-        ("mean words, extended responses", first_to_last(stages, "extended")),
-        ("extended responses kept", f"{sum(sum(stage.kept) for stage in stages if stage.name == 'extended'):,}"),
-        ("recorded time", duration(seconds) if seconds else "-")])
+    content += page.paragraph(
+        f"A run of selflengthen; last change {last_change(run.folder)}." + (f" {why}" if why else ""), "quiet"
+    )
+    content += page.cards(
+        [
+            ("macro-iterations finished", f"{finished} of {wanted}"),
+            ("mean words, initial responses", first_to_last(stages, "initial")),
+            ("mean words, extended responses", first_to_last(stages, "extended")),
+            ("extended responses kept", f"{sum(sum(stage.kept) for stage in stages if stage.name == 'extended'):,}"),
+            ("recorded time", duration(seconds) if seconds else "-"),
+        ]
+    )
     return content + "".join(page.paragraph(f"Not read: {line}", "warning") for line in run.warnings)
 
 
@@ -71,8 +79,13 @@ def main():
     parser.add_argument("run", metavar="RUN", help="the folder of a run")
     parser.add_argument("--output", metavar="FILE", help="default: report.html in that folder")
     parser.add_argument("--program", metavar="PATH", help="selflengthen; default: the one built in this tree")
-    parser.add_argument("--texts", metavar="N", type=int, default=1000,
-                        help="responses of a stage whose text is looked at, at most (default: 1000)")
+    parser.add_argument(
+        "--texts",
+        metavar="N",
+        type=int,
+        default=1000,
+        help="responses of a stage whose text is looked at, at most (default: 1000)",
+    )
     choice = parser.parse_args()
     if choice.texts < 2:
         refuse(f"--texts {choice.texts}: is too few; give 2 or more")
@@ -81,16 +94,24 @@ def main():
     for line in run.warnings:
         print(f"warning: {line}", file=sys.stderr)
     output = pathlib.Path(choice.output) if choice.output else run.folder / "report.html"
-    write(output, page.whole(f"{run.folder.resolve().name}: report of a run", head(run, figures), [
-        ("State", work.progress(figures)),
-        ("Lengths", texts.lengths(figures)),
-        ("Attempts", work.attempts(figures)),
-        ("Length bias", texts.length_bias(figures)),
-        ("Variety", texts.variety(figures)),
-        ("Training", work.training(figures)),
-        ("Time", work.times(figures)),
-        ("Samples", texts.samples(figures)),
-        ("Configuration", work.facts(run) + work.configuration(run))]))
+    write(
+        output,
+        page.whole(
+            f"{run.folder.resolve().name}: report of a run",
+            head(run, figures),
+            [
+                ("State", work.progress(figures)),
+                ("Lengths", texts.lengths(figures)),
+                ("Attempts", work.attempts(figures)),
+                ("Length bias", texts.length_bias(figures)),
+                ("Variety", texts.variety(figures)),
+                ("Training", work.training(figures)),
+                ("Time", work.times(figures)),
+                ("Samples", texts.samples(figures)),
+                ("Configuration", work.facts(run) + work.configuration(run)),
+            ],
+        ),
+    )
     print(output)
 
 

@@ -2,6 +2,7 @@
 
 Datasets come through `selflengthen export`, row by row: a published run holds gigabytes of text.
 """
+
 import json
 import pathlib
 import re
@@ -119,8 +120,18 @@ class Run:
 
     def rows(self, iteration, dataset):
         """The rows of a finished stage, one at a time. DatasetError when the program cannot read it."""
-        command = [self.program, "export", "--run", str(self.folder), "--dataset", dataset,
-                   "--iteration", str(iteration), "--output", "-"]
+        command = [
+            self.program,
+            "export",
+            "--run",
+            str(self.folder),
+            "--dataset",
+            dataset,
+            "--iteration",
+            str(iteration),
+            "--output",
+            "-",
+        ]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             try:
                 for line in process.stdout:
@@ -138,14 +149,23 @@ class Run:
 
     def training_steps(self, iteration, role):
         """Rows of the training steps in order. After a kill a step may stand twice: the later one counts."""
-        steps = {row["step"]: row for row in self.metrics if row["iteration"] == iteration
-                 and row.get("stage") == "training" and row.get("role") == role and isinstance(row.get("step"), int)}
+        steps = {
+            row["step"]: row
+            for row in self.metrics
+            if row["iteration"] == iteration
+            and row.get("stage") == "training"
+            and row.get("role") == role
+            and isinstance(row.get("step"), int)
+        }
         return [steps[number] for number in sorted(steps)]
 
     def seconds_of(self, iteration, stage, role=None):
         """Sum of the seconds of all rows of a kind: each start of a run that was continued wrote its own."""
-        return sum(number(row, "seconds") for row in self.metrics if row["iteration"] == iteration
-                   and row.get("stage") == stage and (role is None or row.get("role") == role))
+        return sum(
+            number(row, "seconds")
+            for row in self.metrics
+            if row["iteration"] == iteration and row.get("stage") == stage and (role is None or row.get("role") == role)
+        )
 
     def journalled(self, iteration, stage):
         """Samples that an unfinished stage has finished so far."""

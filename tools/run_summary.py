@@ -6,6 +6,7 @@
 Words as the method counts them (the column of the dataset); accepted = accepted attempts of all attempts; 4-grams =
 share of a response's runs of four words that are distinct, mean over the responses. Needs nothing but Python.
 """
+
 import argparse
 
 from run_data import DatasetError, Run, refuse
@@ -35,8 +36,10 @@ def main():
             words.sort()
             report = run.stage_report(iteration, stage)
             accepted = f"{report['accepted'] / max(1, report['attempts']):.1%}" if report else "-"
-            print(f"| {iteration} | {stage} | {len(words)} | {sum(words) / len(words):.0f} "
-                  f"| {percentile(words, 0.9)} | {words[-1]} | {accepted} | {grams / len(words):.3f} | {kept} |")
+            print(
+                f"| {iteration} | {stage} | {len(words)} | {sum(words) / len(words):.0f} "
+                f"| {percentile(words, 0.9)} | {words[-1]} | {accepted} | {grams / len(words):.3f} | {kept} |"
+            )
 
 
 if __name__ == "__main__":

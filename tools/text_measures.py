@@ -1,4 +1,5 @@
 """Measures of texts and of their lengths, as the report and the summary of a run show them."""
+
 import hashlib
 import re
 
@@ -35,7 +36,7 @@ def distinct_four_grams(text):
 def sketch(text):
     """MinHash with one hash function: the smallest hashes of the text's runs of five words (bottom-k sketch)."""
     words = WORD.findall(text.lower())
-    runs = {" ".join(words[i:i + SHINGLE_WORDS]) for i in range(max(1, len(words) - SHINGLE_WORDS + 1))}
+    runs = {" ".join(words[i : i + SHINGLE_WORDS]) for i in range(max(1, len(words) - SHINGLE_WORDS + 1))}
     hashes = (hashlib.blake2b(run.encode("utf-8", "replace"), digest_size=8).digest() for run in runs)
     return sorted(hashes)[:SKETCH_HASHES]
 

@@ -1,4 +1,5 @@
 """What a report says of a run, as numbers: read once, in one pass over every dataset."""
+
 import dataclasses
 import functools
 import statistics
@@ -9,8 +10,9 @@ from run_data import ROLES, SAMPLED_STAGES, DatasetError, number
 
 @dataclasses.dataclass
 class Stage:
-    """A sampled stage of a macro-iteration. `report` is empty where metrics.jsonl lacks it; the lists are empty where the
-    dataset is not there, cannot be read, or is that of the instructions (which have no words and are all kept)."""
+    """A sampled stage of a macro-iteration. `report` is empty where metrics.jsonl lacks it; the lists are empty where
+    the dataset is not there, cannot be read, or is that of the instructions (which have no words and are all kept)."""
+
     iteration: int
     name: str
     report: dict
@@ -63,13 +65,17 @@ class Stage:
     @property
     def rejected(self):
         rules = self.report.get("rejected")
-        return {rule: count for rule, count in sorted(rules.items()) if isinstance(count, (int, float))} \
-            if isinstance(rules, dict) else {}
+        return (
+            {rule: count for rule, count in sorted(rules.items()) if isinstance(count, (int, float))}
+            if isinstance(rules, dict)
+            else {}
+        )
 
 
 @dataclasses.dataclass
 class Training:
     """Steps of a role in a macro-iteration, as rows of metrics.jsonl."""
+
     iteration: int
     role: str
     steps: list
@@ -77,8 +83,11 @@ class Training:
     @functools.cached_property
     def seconds(self):
         """Of the steps, or nothing where their tokens are not recorded."""
-        times = [number(step, "tokens") / number(step, "tokens_per_second") for step in self.steps
-                 if number(step, "tokens") and number(step, "tokens_per_second")]
+        times = [
+            number(step, "tokens") / number(step, "tokens_per_second")
+            for step in self.steps
+            if number(step, "tokens") and number(step, "tokens_per_second")
+        ]
         return sum(times) if times else None
 
     @property
@@ -112,14 +121,21 @@ def read_stage(run, iteration, name, most_texts):
                 for values, key in ((stage.words, "words"), (stage.characters, "characters"), (stage.kept, "kept")):
                     values.append(int(row[key]))
                 if stage.rows % stride == 0:
-                    stage.texts.append({key: row[key] for key in ("sample", "instruction", "initial", "response",
-                                                                  "words", "kept") if key in row})
+                    stage.texts.append(
+                        {
+                            key: row[key]
+                            for key in ("sample", "instruction", "initial", "response", "words", "kept")
+                            if key in row
+                        }
+                    )
                 if len(stage.texts) > most_texts:  # every second one of those so far, and of those to come
                     del stage.texts[1::2]
                     stride *= 2
             stage.rows += 1
     except (DatasetError, KeyError, TypeError, ValueError) as error:
-        line = str(error) if isinstance(error, DatasetError) else f"row {stage.rows} lacks a column of this stage: {error}"
+        line = (
+            str(error) if isinstance(error, DatasetError) else f"row {stage.rows} lacks a column of this stage: {error}"
+        )
         run.warnings.append(f"iteration {iteration}, {name}: left out: {line}")
         return Stage(iteration, name, stage.report, finished=True)
     return stage

@@ -1,4 +1,5 @@
 """The page: its style, and the few kinds of element that its sections are made of."""
+
 import html
 
 STYLE = """
@@ -68,15 +69,24 @@ def folded(summary, content, aside="", is_open=False):
 
 
 def cards(entries):
-    return '<div class="cards">' + "".join(
-        f'<div class="card"><b>{escaped(value)}</b><span>{escaped(name)}</span></div>' for name, value in entries) + "</div>\n"
+    return (
+        '<div class="cards">'
+        + "".join(
+            f'<div class="card"><b>{escaped(value)}</b><span>{escaped(name)}</span></div>' for name, value in entries
+        )
+        + "</div>\n"
+    )
 
 
 def whole(title, head, sections):
     """The page of (name, content) sections; those without content are left out."""
     there = [(name, content) for name, content in sections if content]
     links = "".join(f'<a href="#{name.lower().replace(" ", "-")}">{escaped(name)}</a>' for name, _ in there)
-    body = "".join(f'<h2 id="{name.lower().replace(" ", "-")}">{escaped(name)}</h2>\n{content}' for name, content in there)
-    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{escaped(title)}</title><style>{STYLE}</style></head>\n<body>\n{head}<nav>{links}</nav>\n{body}</body></html>\n")
+    body = "".join(
+        f'<h2 id="{name.lower().replace(" ", "-")}">{escaped(name)}</h2>\n{content}' for name, content in there
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escaped(title)}</title><style>{STYLE}</style></head>\n<body>\n{head}<nav>{links}</nav>\n{body}</body></html>\n"
+    )

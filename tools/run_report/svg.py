@@ -3,11 +3,20 @@
 Colours are those of Okabe and Ito, which colour-blind readers can tell apart; a chart never depends on colour alone
 where a label can stand beside it. Sizes are in units of the view box; the page scales the whole.
 """
+
 import html
 import math
 
 BLUE, RED, GREEN, ORANGE, SKY, PURPLE, BLACK, GREY = (
-    "#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#333333", "#999999")
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#e69f00",
+    "#56b4e9",
+    "#cc79a7",
+    "#333333",
+    "#999999",
+)
 WIDTH = 760
 LEFT = 164  # room of labels of rows
 RIGHT = 70  # room of the number at a bar's end
@@ -26,13 +35,18 @@ def line(x1, y1, x2, y2, kind):
 
 def box(x, y, width, height, colour, hint=""):
     title = f"<title>{html.escape(hint)}</title>" if hint else ""
-    return (f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(0, width):.1f}" height="{max(0, height):.1f}" '
-            f'fill="{colour}">{title}</rect>')
+    return (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(0, width):.1f}" height="{max(0, height):.1f}" '
+        f'fill="{colour}">{title}</rect>'
+    )
 
 
 def drawing(height, title, parts):
-    return (f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{html.escape(title)}">'
-            + "".join(parts) + "</svg>")
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{html.escape(title)}">'
+        + "".join(parts)
+        + "</svg>"
+    )
 
 
 def tidy(value):
@@ -71,7 +85,10 @@ def across(low, high, top, bottom, scale, label, at=None):
     """Grid, numbers (at the places given, or round ones) and name of a horizontal axis."""
     parts = []
     for tick in at or ticks(low, high):
-        parts += [line(scale(tick), top, scale(tick), bottom, "grid"), text(scale(tick), bottom + 15, tidy(tick), "middle")]
+        parts += [
+            line(scale(tick), top, scale(tick), bottom, "grid"),
+            text(scale(tick), bottom + 15, tidy(tick), "middle"),
+        ]
     return parts + [text((scale(low) + scale(high)) / 2, bottom + 33, label, "middle", "name")]
 
 
@@ -130,17 +147,26 @@ def lines(series, title, x_label, y_label, marks=(), from_zero=False, x_ticks=No
     parts.append(f'<g transform="translate(14 {middle:.0f}) rotate(-90)">{text(0, 0, y_label, "middle", "name")}</g>')
     for x, words in marks:
         x = max(x, x_low)
-        parts += [line(across_scale(x), top, across_scale(x), bottom, "mark"),
-                  text(across_scale(x) + 4, top - 4, words, kind="name")]
-    looks = {"plain": 'stroke-width="2"', "dotted": 'stroke-width="2"', "faint": 'stroke-width="1" opacity="0.35"',
-             "dashed": 'stroke-width="1.5" stroke-dasharray="6 4"'}
+        parts += [
+            line(across_scale(x), top, across_scale(x), bottom, "mark"),
+            text(across_scale(x) + 4, top - 4, words, kind="name"),
+        ]
+    looks = {
+        "plain": 'stroke-width="2"',
+        "dotted": 'stroke-width="2"',
+        "faint": 'stroke-width="1" opacity="0.35"',
+        "dashed": 'stroke-width="1.5" stroke-dasharray="6 4"',
+    }
     for _, colour, pieces, kind in series:
         for piece in pieces:
             path = " ".join(f"{across_scale(x):.1f},{up(y):.1f}" for x, y in piece)
             parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" {looks[kind]}/>')
             if kind == "dotted" or len(piece) == 1:
-                parts += [f'<circle cx="{across_scale(x):.1f}" cy="{up(y):.1f}" r="3.2" fill="{colour}">'
-                          f"<title>{tidy(round(x, 4))}: {tidy(round(y, 4))}</title></circle>" for x, y in piece]
+                parts += [
+                    f'<circle cx="{across_scale(x):.1f}" cy="{up(y):.1f}" r="3.2" fill="{colour}">'
+                    f"<title>{tidy(round(x, 4))}: {tidy(round(y, 4))}</title></circle>"
+                    for x, y in piece
+                ]
     return drawing(bottom + 42, title, parts + [line(left, bottom, right, bottom, "axis")])
 
 
@@ -166,17 +192,25 @@ def histograms(panels, title, x_label, y_label, legend_entries):
             for value in values:
                 layer[int(value // width)] += 1
         most = max(sum(column) for column in zip(*counts))
-        parts += [text(LEFT - 34, base - tall / 2 + 4, name, "end"), text(LEFT - 6, base - tall + 8, tidy(most), "end", "small"),
-                  text(LEFT - 6, base, "0", "end", "small"), line(LEFT, base, WIDTH - 20, base, "axis")]
+        parts += [
+            text(LEFT - 34, base - tall / 2 + 4, name, "end"),
+            text(LEFT - 6, base - tall + 8, tidy(most), "end", "small"),
+            text(LEFT - 6, base, "0", "end", "small"),
+            line(LEFT, base, WIDTH - 20, base, "axis"),
+        ]
         for column in range(bins):
             at = base
             for layer, (colour, _) in zip(counts, layers):
                 rise = tall * layer[column] / most
                 if rise:
                     hint = f"{name}, {tidy(column * width)} to {tidy((column + 1) * width)}: {layer[column]}"
-                    parts.append(box(scale(column * width) + 0.5, at - rise, scale(width) - scale(0) - 1, rise, colour, hint))
+                    parts.append(
+                        box(scale(column * width) + 0.5, at - rise, scale(width) - scale(0) - 1, rise, colour, hint)
+                    )
                 at -= rise
         side = "end" if scale(place) > 0.7 * WIDTH else "start"
-        parts += [line(scale(place), base - tall - 14, scale(place), base, "mark"),
-                  text(scale(place) + (4 if side == "start" else -4), base - tall - 5, words, side, "small")]
+        parts += [
+            line(scale(place), base - tall - 14, scale(place), base, "mark"),
+            text(scale(place) + (4 if side == "start" else -4), base - tall - 5, words, side, "small"),
+        ]
     return drawing(bottom + 42, title, parts)
