@@ -75,6 +75,7 @@ void MpiCommunicator::reduce_scatter_sum(const Tensor& whole, const Tensor& part
 }
 
 void MpiCommunicator::reduce_to(int root, float* values, int64_t count) {
+  const Waiting waiting("reduce_sum", name_);
   for (int64_t at = 0; at < count; at += piece_) {
     const auto n = static_cast<int>(std::min(piece_, count - at));
     const void* own = rank_ == root ? MPI_IN_PLACE : values + at;
