@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A scaling study as one job: rollouts, training and collectives on 1, 2, 4, ... ranks up to the whole allocation. From
+# A scaling study as one job: rollouts, training, collectives and files on 1, 2, 4, ... ranks up to the whole allocation. From
 # the project's folder:
 #
 #   sbatch --nodes=8 slurm/scaling.sh
@@ -16,6 +16,8 @@
 # CONTEXT  tokens of a training step of each replica             (8192)
 # STEP     tokens of the shared training step                    (8192 a rank of the allocation)
 # REPEATS  training steps                                        (5)
+# IO       MiB that each rank writes                             (1024)
+# FOLDER   where; the file system of the runs                    (that of OUT)
 #SBATCH --job-name=scaling
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4
@@ -35,6 +37,8 @@ STAGE=${STAGE:-$((256 * SLURM_NTASKS))}
 CONTEXT=${CONTEXT:-8192}
 STEP=${STEP:-$((8192 * SLURM_NTASKS))}
 REPEATS=${REPEATS:-5}
+IO=${IO:-1024}
+FOLDER=${FOLDER:-$(dirname "$OUT")}
 
 failed=0
 # measure KIND RANKS BENCH OPTIONS...: a line of the result, with the kind and the nodes in front.
@@ -60,6 +64,7 @@ while [ "$ranks" -le "$SLURM_NTASKS" ]; do
   measure strong "$ranks" rollout "${model[@]}" "${ROLLOUT[@]}" --spread 0.5 --count $((STAGE / replicas))
   measure weak "$ranks" train "${model[@]}" --context "$CONTEXT" --repeats "$REPEATS"
   measure strong "$ranks" train "${model[@]}" --context $((STEP / replicas)) --repeats "$REPEATS"
+  measure weak "$ranks" io --folder "$FOLDER" --megabytes "$IO"
   if [ "$ranks" -gt 1 ]; then measure weak "$ranks" collective; fi
   ranks=$((2 * ranks))
 done

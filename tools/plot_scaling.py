@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Curves of a scaling study: rate over ranks with the ideal line, and efficiency, for rollouts and training.
+"""Curves of a scaling study: rate over ranks with the ideal line, and efficiency, for rollouts, training and files.
 
     tools/plot_scaling.py scaling.jsonl                      a table
     tools/plot_scaling.py scaling.jsonl --output scaling     and scaling.png, scaling.svg
@@ -13,14 +13,17 @@ import json
 import sys
 
 
+TITLES = {"rollout": "Rollouts", "train": "Training", "io": "Tables written"}
+
+
 def refuse(message):
     print(message, file=sys.stderr)
     sys.exit(2)
 
 
 def read(paths):
-    """{(bench, kind): {ranks: tokens a second}} and {ranks: row of the collectives}."""
-    curves, sums, facts = {}, {}, {}
+    """{(bench, kind): {ranks: tokens or GB a second}}, {ranks: row of the collectives}, and what was measured on what."""
+    curves, sums, facts = {}, {}, {"device": "?", "shape": "?"}
     for path in paths:
         try:
             lines = open(path, encoding="utf-8").read().splitlines()
@@ -32,12 +35,14 @@ def read(paths):
                 if row["bench"] == "collective":
                     sums[row["ranks"]] = row
                 else:
-                    curves.setdefault((row["bench"], row["kind"]), {})[row["ranks"]] = row["tokens_per_second"]
-                facts = {"device": row["device"], "shape": row.get("shape", facts.get("shape", "?"))}
+                    rate = row["gb_per_s"]["table_write"] if row["bench"] == "io" else row["tokens_per_second"]
+                    curves.setdefault((row["bench"], row["kind"]), {})[row["ranks"]] = rate
+                for fact in facts:
+                    facts[fact] = row.get(fact, facts[fact])
             except (ValueError, KeyError, TypeError):
                 refuse(f"{path}:{number}: is no row of a scaling study; give the file that slurm/scaling.sh has written")
     if not curves:
-        refuse(f"{paths[0]}: has no row of rollouts or training")
+        refuse(f"{paths[0]}: has no row of rollouts, training or files")
     return curves, sums, facts
 
 
@@ -48,10 +53,10 @@ def efficiency(curve):
 
 
 def print_table(curves, sums):
-    print(f"{'':18} {'ranks':>6} {'tokens/s':>12} {'efficiency':>11}")
+    print(f"{'':18} {'ranks':>6} {'tokens/s':>12} {'efficiency':>11}   (files: GB/s)")
     for (bench, kind), curve in sorted(curves.items()):
         for ranks, share in efficiency(curve).items():
-            print(f"{bench + ', ' + kind:18} {ranks:6} {curve[ranks]:12.1f} {100 * share:10.1f}%")
+            print(f"{bench + ', ' + kind:18} {ranks:6} {curve[ranks]:12.{3 if bench == 'io' else 1}f} {100 * share:10.1f}%")
     for ranks, row in sorted(sums.items()):
         print(f"{'collective':18} {ranks:6} {row['best_bus_gb_per_s']:7.1f} GB/s (bus)")
 
@@ -79,10 +84,10 @@ def draw(curves, facts, output):
                       label=f"{kind}, ideal")
             rate.plot(ranks, list(curve.values()), "o-", color=colours[kind], label=kind)
             share.plot(ranks, [100 * x for x in efficiency(curve).values()], "o-", color=colours[kind], label=kind)
-        rate.set(title={"rollout": "Rollouts", "train": "Training"}.get(bench, bench), ylabel="tokens/s")
+        rate.set(title=TITLES.get(bench, bench), ylabel="GB/s" if bench == "io" else "tokens/s")
         rate.set_xscale("log", base=2)
         rate.set_yscale("log", base=2)
-        rate.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda y, _: f"{y:,.0f}"))
+        rate.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda y, _: f"{y:,.3g}" if y < 100 else f"{y:,.0f}"))
         rate.legend(frameon=False, fontsize=8)
         share.set(xlabel="ranks", ylabel="efficiency, %", ylim=(0, 112))
         share.axhline(100, color="#888888", linestyle="--", linewidth=1)

@@ -44,6 +44,8 @@ constexpr Command commands[] = {
      bench_attention_command},
     {"bench sampling", "drawing tokens", "--shape qwen2-7b --batch 256", bench_sampling_command},
     {"bench collective", "sums between ranks", "--to 1048576", bench_collective_command},
+    {"bench io", "tables, checkpoints and journals on a file system", "--folder /tmp --megabytes 64",
+     bench_io_command},
     {"bench decode", "a step of decoding", "--shape smollm2-135m --batch 32 --context 512",
      bench_decode_command},
     {"bench prefill", "reading a prompt", "--shape smollm2-135m --context 2048", bench_prefill_command},

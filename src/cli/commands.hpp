@@ -24,6 +24,7 @@ int bench_train_command(const Arguments& arguments);
 int bench_attention_command(const Arguments& arguments);
 int bench_sampling_command(const Arguments& arguments);
 int bench_collective_command(const Arguments& arguments);
+int bench_io_command(const Arguments& arguments);
 int text_check_command(const Arguments& arguments);
 int tokenize_command(const Arguments& arguments);
 int detokenize_command(const Arguments& arguments);

@@ -63,11 +63,7 @@ void TrainingPass::backward_ffn(int64_t layer, const Adapter* adapter, const Tra
   const WithLow& grad_gate_up = kept.gate_up;
 
   // down
-  if (adapter != nullptr) {
-    const Tensor low = take(rows_, rank_);
-    linear(context, product, adapter->stacked_a(layer, down_group), low);
-    b_gradient(adapter, gradients, layer, down_group, low, grad_out.outputs);
-  }
+  b_gradient(adapter, gradients, layer, down_group, low_down_[static_cast<size_t>(layer)], grad_out.outputs);
   a_gradient(adapter, gradients, layer, down_group, product, grad_out);
   if (full != nullptr) linear_weight_gradient(context, grad_out.outputs, product, full->down);
 

@@ -75,7 +75,7 @@ void TrainingPass::forward_down(int64_t layer, const Adapter* adapter) {
   const Tensor product = take(rows_, ffn_);
   activate(layer, product);
   add_block(kept.middle, product, weights_of(layer).down, residual(layer + 1),
-            {adapter, layer, down_group, take(rows_, rank_)});
+            {adapter, layer, down_group, low_down_[static_cast<size_t>(layer)]});
   arena_.release(mark);
 }
 

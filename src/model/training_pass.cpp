@@ -100,7 +100,8 @@ int64_t TrainingPass::fixed_bytes() const {
                            (storage == DType::f32 || alone() ? 0 : Arena::bytes_for(storage, {own, hidden}));
   const int64_t packed_b =
       model_.config->layers * Arena::bytes_for(storage, {(shape_.lora_rank + 1) / 2, 4 * ffn_});
-  return residuals * matrix_bytes(own, hidden) + (shape_.gradients ? gradient : 0) +
+  const int64_t low_down = model_.config->layers * Arena::bytes_for(storage, {rows, shape_.lora_rank});
+  return low_down + residuals * matrix_bytes(own, hidden) + (shape_.gradients ? gradient : 0) +
          8 * matrix_bytes(rows + 1, 1) + (shape_.lora_rank > 0 ? packed_b : 0) + scratch_bytes();
 }
 
@@ -118,7 +119,7 @@ int64_t TrainingPass::scratch_bytes() const {
   const int64_t head = (alone() ? 0 : 2 * matrix_bytes(padded, hidden)) + 2 * matrix_bytes(chunk, hidden) + 2 * storage_bytes(chunk, hidden) +
                        matrix_bytes(chunk, vocabulary_) + rounded_logits +
                        matrix_bytes(3 * (model_.shard->tp + 1), chunk) + matrix_bytes(chunk, 1);
-  const int64_t common = 2 * storage_bytes(padded, hidden) + storage_bytes(rows, shape_.lora_rank) +
+  const int64_t common = 2 * storage_bytes(padded, hidden) +
                          (alone() ? 0 : 2 * storage_bytes(own, hidden));
   const int64_t attention =
       storage_bytes(rows, query_width_) +
@@ -188,6 +189,8 @@ void TrainingPass::start(const PackedBatch& batch, const Adapter* adapter) {
     gradient_ = rounds || !alone() ? take_f32(own_rows_, hidden) : rounded_gradient_.outputs;
     if (rounds) rounded_own_ = alone() ? rounded_gradient_.outputs : take(own_rows_, hidden);
   }
+  low_down_.clear();
+  for (int64_t i = 0; i < model_.config->layers; ++i) low_down_.push_back(take(rows_, rank_));
   activations_.clear();
   const int64_t slots = kept_layers_ == model_.config->layers ? kept_layers_ : kept_layers_ + 1;
   for (int64_t i = 0; i < slots; ++i) activations_.push_back(take_activations());

@@ -174,6 +174,7 @@ class TrainingPass {
   std::vector<float> host_target_weights_, host_stats_, host_log_sum_exp_;
   std::vector<double> log_probabilities_;  // R
   std::vector<Tensor> residuals_;          // inputs of the layers, and the output of the last
+  std::vector<Tensor> low_down_;           // x A^T of down's, of each layer: small, and its x is large
   std::vector<LayerActivations> activations_;
   int64_t shared_holder_ = -1;  // the layer whose activations the shared slot holds
   Tensor gradient_;             // S, H, f32: of the residual
