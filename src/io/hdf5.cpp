@@ -142,7 +142,10 @@ void H5File::write(const std::string& name, hid_t type, const std::vector<hsize_
 #if SELFLENGTHEN_PARALLEL_HDF5
   if (collective_) check(H5Pset_dxpl_mpio(transfer, H5FD_MPIO_COLLECTIVE), what);
 #endif
-  const H5Handle memory = own(H5Screate_simple(1, &count, nullptr), H5Sclose, what);
+  // In memory as in the file: between spaces of different dimensions HDF5 goes number by number.
+  const H5Handle memory = own(dimensions == 1 ? H5Screate_simple(1, &count, nullptr)
+                                              : H5Screate_simple(dimensions, shape.data(), nullptr),
+                              H5Sclose, what);
   if (count == 0) {
     check(H5Sselect_none(memory), what);
     check(H5Sselect_none(space), what);
