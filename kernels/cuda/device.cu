@@ -1,8 +1,10 @@
 #include <nvtx3/nvToolsExt.h>
 
+#include <algorithm>
 #include <chrono>
 
 #include "kernels/cuda/gemm_algorithms.hpp"
+#include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/state.hpp"
 #include "kernels/device.hpp"
 
@@ -28,6 +30,22 @@ struct Events {  // of a DeviceTimer
   Events& operator=(const Events&) = delete;
   cudaEvent_t begin = nullptr, end = nullptr;
 };
+
+// A build for older GPUs runs on newer ones too, where its kernels of Hopper are empty.
+__global__ void write_compiled_for(int* capability) {
+#ifdef __CUDA_ARCH__
+  *capability = SL_HOPPER ? 90 : min(__CUDA_ARCH__ / 10, 89);
+#endif
+}
+
+int compiled_for() {
+  const Buffer buffer(Device::cuda, sizeof(int), "probe");
+  write_compiled_for<<<1, 1>>>(static_cast<int*>(buffer.data()));
+  SL_CUDA(cudaGetLastError());
+  int capability = 0;
+  SL_CUDA(cudaMemcpy(&capability, buffer.data(), sizeof capability, cudaMemcpyDeviceToHost));
+  return capability;
+}
 
 }  // namespace
 
@@ -62,7 +80,7 @@ std::shared_ptr<CudaState> open_gpu(int index, const std::string& algorithm_cach
   SL_CUDA(cudaGetDeviceProperties(&properties, index));
   state->device = index;
   state->multiprocessors = properties.multiProcessorCount;
-  state->compute_capability = 10 * properties.major + properties.minor;
+  state->compute_capability = std::min(10 * properties.major + properties.minor, compiled_for());
   SL_CUDA(cudaStreamCreate(&state->stream));
   SL_CUBLAS(cublasLtCreate(&state->blas));
   state->blas_workspace = Buffer(Device::cuda, blas_workspace_bytes, "cuBLASLt workspace");

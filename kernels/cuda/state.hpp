@@ -18,7 +18,7 @@ class GemmAlgorithms;  // gemm.cu: which algorithm of cuBLASLt is fastest for a 
 struct CudaState {
   int device = 0;
   int multiprocessors = 0;
-  int compute_capability = 0;  // 90 for sm_90
+  int compute_capability = 0;  // that the kernels here were compiled for: 90 for sm_90a, else at most 89
   // A blocking stream: plain copies (copy_to_device, copy_to_host) are ordered with it.
   cudaStream_t stream = nullptr;
   cublasLtHandle_t blas = nullptr;
