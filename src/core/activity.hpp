@@ -18,8 +18,10 @@ class Activity {
   void progress() {
     progress_.store(progress_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   }
-  void stage(const char* name, int64_t iteration = 0) {
+  // `part`: what `iteration` counts, "iteration" or "batch".
+  void stage(const char* name, int64_t iteration = 0, const char* part = "iteration") {
     stage_.store(name, std::memory_order_relaxed);
+    part_.store(part, std::memory_order_relaxed);
     iteration_.store(iteration, std::memory_order_relaxed);
     progress();
   }
@@ -27,21 +29,22 @@ class Activity {
   struct State {
     int64_t progress = 0;
     const char* stage = "start";
-    int64_t iteration = 0;        // 0: outside the iterations
+    int64_t iteration = 0;  // 0: outside the iterations
+    const char* part = "iteration";
     const char* call = nullptr;   // the collective it waits in, where it does
     const char* among = nullptr;  // between which ranks
   };
   // Of about now: its parts may be a step apart.
   State state() const {
-    return {progress_.load(std::memory_order_relaxed), stage_.load(std::memory_order_relaxed),
-            iteration_.load(std::memory_order_relaxed), call_.load(std::memory_order_relaxed),
-            among_.load(std::memory_order_relaxed)};
+    return {progress_.load(std::memory_order_relaxed),  stage_.load(std::memory_order_relaxed),
+            iteration_.load(std::memory_order_relaxed), part_.load(std::memory_order_relaxed),
+            call_.load(std::memory_order_relaxed),      among_.load(std::memory_order_relaxed)};
   }
 
  private:
   friend class Waiting;
   std::atomic<int64_t> progress_{0}, iteration_{0};
-  std::atomic<const char*> stage_{"start"};
+  std::atomic<const char*> stage_{"start"}, part_{"iteration"};
   std::atomic<const char*> call_{nullptr}, among_{nullptr};
 };
 

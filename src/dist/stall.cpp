@@ -24,7 +24,7 @@ Beat Beat::of(const Activity::State& state, int64_t alive) {
   Beat beat{.alive = alive, .progress = state.progress, .where = {}, .waits = state.call != nullptr};
   if (beat.waits) beat.where = fmt::format("in {} of {}, ", state.call, state.among);
   beat.where += fmt::format("stage '{}'", state.stage);
-  if (state.iteration > 0) beat.where += fmt::format(" of iteration {}", state.iteration);
+  if (state.iteration > 0) beat.where += fmt::format(" of {} {}", state.part, state.iteration);
   return beat;
 }
 

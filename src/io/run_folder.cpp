@@ -37,7 +37,14 @@ std::string_view state_name(RunState state) {
   throw BugError("unknown state of a run");
 }
 
-std::string RunFolder::iteration(int64_t number) const { return fmt::format("{}/iter_{:02}", path_, number); }
+std::string RunFolder::label(int64_t number) const {
+  return number == 0 ? "" : fmt::format("{} {}: ", part(), number);
+}
+
+std::string RunFolder::iteration(int64_t number) const {
+  if (number == 0) return path_;
+  return fmt::format("{}/{}_{:02}", path_, parts_ == RunParts::iterations ? "iter" : "batch", number);
+}
 
 std::string RunFolder::stage_file(int64_t iteration_number, const std::string& stage) const {
   return fmt::format("{}/{}.h5", iteration(iteration_number), stage);
@@ -56,9 +63,11 @@ std::string RunFolder::checkpoint(int64_t iteration_number, const std::string& r
 }
 
 void RunFolder::create_iteration(int64_t number) const {
-  for (const char* part : {"journal", "checkpoint"}) {
+  std::vector<std::string> folders = {"journal"};
+  if (parts_ == RunParts::iterations) folders.emplace_back("checkpoint");  // nothing is trained in a batch
+  for (const std::string& name : folders) {
     std::error_code error;
-    const std::string folder = iteration(number) + "/" + part;
+    const std::string folder = iteration(number) + "/" + name;
     fs::create_directories(folder, error);
     if (error) throw SystemError("mkdir", folder, error.value());
   }

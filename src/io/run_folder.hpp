@@ -6,6 +6,8 @@
 //   iter_NN/journal/STAGE.R.log what replica R has finished of a stage that runs
 //   iter_NN/ROLE/               adapters in PEFT's format
 //   iter_NN/checkpoint/ROLE.h5  training under way
+//   collected/                  the collection: a folder of the same kind, with batch_NN for iter_NN, and
+//                               final.h5 with its journal beside them
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -18,15 +20,26 @@ namespace sl {
 enum class RunState : uint8_t { running, stopped, done, failed };
 std::string_view state_name(RunState state);
 
+// What the numbered folders of a run are.
+enum class RunParts : uint8_t { iterations, batches };
+
 class RunFolder {
  public:
-  explicit RunFolder(std::string path) : path_(std::move(path)) {}
+  explicit RunFolder(std::string path, RunParts parts = RunParts::iterations)
+      : path_(std::move(path)), parts_(parts) {}
+
+  // That of the collection of this run.
+  RunFolder collected() const { return RunFolder(path_ + "/collected", RunParts::batches); }
+  // "iteration" or "batch", for messages and metrics.
+  const char* part() const { return parts_ == RunParts::iterations ? "iteration" : "batch"; }
 
   const std::string& path() const { return path_; }
   std::string run_json() const { return path_ + "/run.json"; }
   std::string beats() const { return path_ + "/.beats"; }
   std::string metrics() const { return path_ + "/metrics.jsonl"; }
-  std::string iteration(int64_t number) const;
+  // "iteration 2: ", for messages; nothing for what belongs to no part.
+  std::string label(int64_t number) const;
+  std::string iteration(int64_t number) const;  // 0: the run folder itself
   std::string stage_file(int64_t iteration_number, const std::string& stage) const;
   std::string journal(int64_t iteration_number, const std::string& stage, int replica) const;
   std::string adapter(int64_t iteration_number, const std::string& role) const;
@@ -49,6 +62,7 @@ class RunFolder {
  private:
   std::vector<std::string> journals_of(int64_t iteration_number, const std::string& stage) const;
   std::string path_;
+  RunParts parts_;
 };
 
 // Held by one process of a run while it works; makes the folder when there is none. InputError when another

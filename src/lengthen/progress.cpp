@@ -50,7 +50,7 @@ void Progress::show(const std::string& line) {
 
 void Progress::update(const ProgressState& state) {
   const std::string stage =
-      state.iteration > 0 ? fmt::format("iteration {} {}", state.iteration, state.stage) : state.stage;
+      state.iteration > 0 ? fmt::format("{} {} {}", state.part, state.iteration, state.stage) : state.stage;
   const bool fresh = stage != stage_;
   const Clock::time_point before = last_;
   if (!due(stage)) {

@@ -11,9 +11,10 @@ namespace sl {
 
 struct ProgressState {
   std::string stage;
-  int64_t iteration = 0;
+  int64_t iteration = 0;        // its number; 0: none
   int64_t done = 0, total = 0;  // samples or steps
   EngineStatistics engine;
+  const char* part = "iteration";  // what `iteration` counts
 };
 
 class Progress {

@@ -38,6 +38,10 @@ std::string_view stage_name(StageId stage) {
       return "training_sets";
     case StageId::training:
       return "training";
+    case StageId::collection:
+      return "collection";
+    case StageId::length_control:
+      return "length_control";
   }
   throw BugError("unknown stage");
 }
@@ -79,8 +83,8 @@ Task<Completion> Sample::ask(Question question) {
 
   Request request;
   request.prompt = chat.encode(turns, begun ? ChatOpen::begun : ChatOpen::reply);
-  request.adapter =
-      iteration_ > 1 ? static_cast<int32_t>(question.role) : -1;  // iteration 1: no adapters yet
+  const bool adapted = iteration_ >= session_.first_adapted;
+  request.adapter = adapted ? static_cast<int32_t>(question.role) : -1;
   request.sampling = session_.method.sampling;
   if (question.max_tokens > 0) request.sampling.max_tokens = question.max_tokens;
   request.sampling.stop.insert(request.sampling.stop.end(), question.extra_stop.begin(),

@@ -17,7 +17,15 @@
 
 namespace sl {
 
-enum class StageId : int32_t { instructions = 1, initial = 2, extended = 3, training_sets = 4, training = 5 };
+enum class StageId : int32_t {
+  instructions = 1,
+  initial = 2,
+  extended = 3,
+  training_sets = 4,
+  training = 5,
+  collection = 6,
+  length_control = 7
+};
 std::string_view stage_name(StageId stage);  // of a literal
 
 // The address of host-side draws of a stage (shuffles, choices, length bias).

@@ -55,12 +55,21 @@ struct Session {
   SharedCounters& counters;
   RunFolder& folder;
   Progress& progress;
+  int64_t first_adapted =
+      2;  // iterations from this one on ask the roles' adapters, earlier ones the base model
 
   int replica() const { return groups.place.replica; }
   bool leader() const { return groups.place.tp_rank == 0; }  // of its replica: the one that writes journals
   bool first() const { return groups.world->rank() == 0; }
+  // The same with other options.
+  Session with(const MethodOptions& other) const {
+    return {other, limits, model, prompts, groups, counters, folder, progress, first_adapted};
+  }
   // True on every rank when any rank saw a signal. Collective over the world.
   bool stop_agreed() const;
+  // Whether this file is there. Rank 0 looks, for all: a shared file system may show a new file later to
+  // others. Collective over the world.
+  bool finished(const std::string& path) const;
 };
 
 }  // namespace sl

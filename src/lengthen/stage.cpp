@@ -158,7 +158,8 @@ class StageRun {
                               .iteration = spec_.iteration,
                               .done = decision.finished,
                               .total = samples_,
-                              .engine = engine_.statistics()});
+                              .engine = engine_.statistics(),
+                              .part = session_.folder.part()});
   }
 
   Session& session_;
@@ -210,7 +211,7 @@ std::vector<nlohmann::json> cut_costliest(std::vector<nlohmann::json> records, i
 }
 
 StageResult run_stage(Session& session, Engine& engine, const StageSpec& spec) {
-  activity().stage(stage_name(spec.id).data(), spec.iteration);
+  activity().stage(stage_name(spec.id).data(), spec.iteration, session.folder.part());
   StageRun stage(session, engine, spec);
   stage.run();
   session.groups.world->barrier();
