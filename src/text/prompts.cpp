@@ -48,7 +48,12 @@ const std::vector<PromptKind>& prompt_kinds() {
                                                 {"instruct_begun", {"first", "second"}},
                                                 {"judge_instruction", {"instruction"}},
                                                 {"extend", {"instruction", "text"}},
-                                                {"length_control", {"instruction", "demand"}}};
+                                                {"length_control", {"instruction", "demand"}},
+                                                {"demand_about", {"number"}},
+                                                {"demand_range", {"low", "high"}},
+                                                {"demand_above", {"number"}},
+                                                {"demand_below", {"number"}},
+                                                {"demand_appended", {"instruction", "demand"}}};
   return kinds;
 }
 

@@ -15,10 +15,13 @@ namespace sl {
 
 // Names of the prompts and the placeholders each must hold, once or more:
 //   instruct_user      (none)                    asks for a list of writing tasks; user turn of stage 0
-//   instruct_begun     {first} {second}          assistant turn already begun: two tasks and the number of a
-//   third judge_instruction  {instruction}             is it suitable for an article of more than 2,000
-//   words? yes or no extend             {instruction} {text}      write a longer, richer version of the text
+//   instruct_begun     {first} {second}          assistant turn already begun: two tasks, number of a third
+//   judge_instruction  {instruction}             does it suit an article of more than 2,000 words? yes or no
+//   extend             {instruction} {text}      write a longer, richer version of the text
 //   length_control     {instruction} {demand}    state the length demand inside the instruction
+//   demand_about, demand_above, demand_below     {number}    the demands, as parts of a sentence
+//   demand_range       {low} {high}
+//   demand_appended    {instruction} {demand}    the demand as a plain sentence behind the instruction
 struct PromptKind {
   std::string name;
   std::vector<std::string> placeholders;
