@@ -76,6 +76,16 @@ std::string default_text(const nlohmann::json& value) {
   return all;
 }
 
+// As it would be typed: options that may be repeated understand \\.
+std::string escaped(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '\\') out += c;
+    out += c;
+  }
+  return out;
+}
+
 }  // namespace
 
 CommandLine::CommandLine(std::string command, std::string summary)
@@ -291,6 +301,22 @@ void CommandLine::check_required() const {
   if (missing.empty()) return;
   throw InputError(fmt::format("{} {} missing", fmt::join(missing, ", "), missing.size() > 1 ? "are" : "is"),
                    command_, fmt::format("see selflengthen {} --help", command_));
+}
+
+void CommandLine::take_over(const nlohmann::json& resolved, const std::set<std::string>& except,
+                            const std::string& where) {
+  for (const auto& [name, value] : resolved.items()) {
+    Option* const option = find(name);
+    if (!option || option->given_ || except.contains(name)) continue;
+    std::vector<std::string> values;
+    if (value.is_array()) {
+      for (const nlohmann::json& one : value) values.push_back(escaped(one.get<std::string>()));
+      if (values.empty()) values.emplace_back();  // one empty text makes a list empty
+    } else {
+      values.push_back(value.is_string() ? value.get<std::string>() : value.dump());
+    }
+    option->set_(values, fmt::format("{}: {}", where, name));
+  }
 }
 
 bool CommandLine::given(const std::string& name) const {

@@ -8,6 +8,7 @@
 #include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -114,6 +115,10 @@ class CommandLine {
   // standard output and there is nothing else to do. InputError on anything wrong.
   bool parse(const std::vector<std::string>& arguments);
 
+  // After parse(): gives the options that the user has not given the values of an earlier resolved(). Names
+  // that are no options here, or stand in `except`, are passed over.
+  void take_over(const nlohmann::json& resolved, const std::set<std::string>& except,
+                 const std::string& where);
   // Whether the user gave it, on the command line or in the file.
   bool given(const std::string& name) const;
   // Name -> value of every option as it is now (for run.json).

@@ -20,6 +20,8 @@ struct Command {
 constexpr Command commands[] = {
     {"run", "the whole method: rollouts and training, again and again, resumable",
      "--config input/quickstart.cfg --out runs/quickstart", run_command},
+    {"collect", "after a run: further responses, and the final training set with demands on the length",
+     "--run runs/quickstart --instructions 40 --batch 20", collect_command},
     {"generate", "responses to prompts", "--model MODEL --input prompts.jsonl --output responses.jsonl",
      generate_command},
     {"score", "log-probability of every token of texts, and perplexity",

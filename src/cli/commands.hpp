@@ -10,6 +10,7 @@ namespace sl {
 using Arguments = std::vector<std::string>;
 
 int run_command(const Arguments& arguments);
+int collect_command(const Arguments& arguments);
 int generate_command(const Arguments& arguments);
 int score_command(const Arguments& arguments);
 int train_command(const Arguments& arguments);

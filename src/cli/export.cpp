@@ -31,17 +31,23 @@ int export_dataset(const ExportChoice& choice) {
   if (!fs::is_directory(choice.run) || folder.read_run().is_null())
     throw InputError("is not the folder of a run", choice.run,
                      "give the folder that run was told with --out");
-  const std::string path = folder.stage_file(choice.iteration, choice.dataset);
+  const bool final_set = choice.dataset == "final";
+  const std::string path = final_set ? folder.collected().stage_file(0, choice.dataset)
+                                     : folder.stage_file(choice.iteration, choice.dataset);
   if (!fs::exists(path)) {
     throw InputError("does not exist", path,
-                     "that stage is not finished, or choose another --iteration or --dataset");
+                     final_set ? "let selflengthen collect make it first"
+                               : "that stage is not finished, or choose another --iteration or --dataset");
   }
   const Table table = read_table(path);
   RowOutput output(choice.output);
   for (size_t i = 0; i < static_cast<size_t>(table.rows()); ++i) {
     nlohmann::json row = nlohmann::json::object();
-    for (const auto& [name, column] : table.columns())
-      std::visit([&, &n = name](const auto& values) { row[n] = values[i]; }, column);
+    for (const auto& [name, column] : table.columns()) {
+      // The final set's response is called as `train` reads it.
+      nlohmann::json& cell = row[final_set && name == "response" ? "output" : name];
+      std::visit([&](const auto& values) { cell = values[i]; }, column);
+    }
     output.write(row);
   }
   output.close();
@@ -87,8 +93,9 @@ int export_command(const Arguments& arguments) {
                    {"initial", "initial"},
                    {"extended", "extended"},
                    {"sft_generator", "sft_generator"},
-                   {"sft_extender", "sft_extender"}},
-                  "which");
+                   {"sft_extender", "sft_extender"},
+                   {"final", "final"}},
+                  "which; final: of the collection, as rows for train");
   line.add("iteration", choice.iteration, "of which macro-iteration", at_least(1));
   line.group("Merged model");
   line.add("model", choice.model.model, "Hugging Face folder, or .gguf file").value_name("PATH");

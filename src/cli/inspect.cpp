@@ -16,6 +16,7 @@
 #include "io/journal.hpp"
 #include "io/run_folder.hpp"
 #include "io/safetensors.hpp"
+#include "lengthen/collect.hpp"
 #include "lengthen/iterate.hpp"
 #include "model/source.hpp"
 
@@ -135,6 +136,12 @@ void show_run(const std::string& path) {
     }
   }
   fmt::print("{}", to_text(length_table(folder, iterations)));
+  const RunFolder collected = folder.collected();
+  if (const json collection = collected.read_run(); !collection.is_null()) {
+    fmt::print("collection {}: {}\n", collected.path(), collection.value("state", "unknown"));
+    const bool there = fs::exists(collected.stage_file(0, "final"));
+    if (there) fmt::print("{}", final_table(collected));
+  }
 }
 
 void show_model(const std::string& path) {
