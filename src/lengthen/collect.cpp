@@ -64,7 +64,7 @@ class Collection {
     Session session = session_.with(method);
     if (session.first()) session.folder.create_iteration(batch);
     session.groups.world->barrier();
-    RolloutStages stages(session, batch, seeds_);
+    RolloutStages stages(session, batch, seeds_, /*may_be_empty=*/true);
     const Table instructions =
         stages.table_of("instructions", [&] { return stages.instruct(engine(batch)); });
     stages.table_of("initial", [&] { return stages.respond_to(instructions, engine(batch)); });

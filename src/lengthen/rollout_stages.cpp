@@ -85,7 +85,7 @@ Table RolloutStages::instruct(Engine& engine) {
   }
   note(StageId::instructions, all, watch);
   if (all.accepted.empty()) {
-    throw InputError("no instruction was accepted", session_.folder.path(),
+    accepted_nothing("no instruction was accepted",
                      "use --judge choice for a small model, more --instruction-attempts, or other seeds");
   }
   Table table;
@@ -162,8 +162,7 @@ Table RolloutStages::extend_all(const Table& initial, Engine& engine) {
 // The columns of stages 1 and 2, length-bias sampling included.
 Table RolloutStages::response_table(StageId stage, const StageResult& result) const {
   if (result.accepted.empty()) {
-    throw InputError(fmt::format("no response of stage '{}' was accepted", stage_name(stage)),
-                     session_.folder.path(),
+    accepted_nothing(fmt::format("no response of stage '{}' was accepted", stage_name(stage)),
                      "allow more attempts or longer texts (--max-tokens), or use a stronger model");
   }
   const std::vector<int64_t> samples = integers(result.accepted, "sample");
@@ -184,6 +183,11 @@ Table RolloutStages::response_table(StageId stage, const StageResult& result) co
   table.add("attempts", integers(result.accepted, "attempts"));
   table.add("tokens", integers(result.accepted, "tokens"));
   return table;
+}
+
+void RolloutStages::accepted_nothing(const std::string& what, const std::string& remedy) const {
+  if (!may_be_empty_) throw InputError(what, session_.folder.path(), remedy);
+  if (session_.first()) spdlog::warn("{}{}", session_.folder.label(number_), what);
 }
 
 void RolloutStages::refuse(const std::string& what) const {

@@ -15,9 +15,11 @@ namespace sl {
 // All calls are collective over the world.
 class RolloutStages {
  public:
-  // `number` of the iteration or batch. All that is passed outlives it.
-  RolloutStages(Session& session, int64_t number, const std::vector<std::string>& seeds)
-      : session_(session), number_(number), seeds_(seeds) {}
+  // `number` of the iteration or batch. All that is passed outlives it. An iteration can do nothing with a
+  // stage that accepts nothing, and gets an InputError; of a batch that may be, and is a warning.
+  RolloutStages(Session& session, int64_t number, const std::vector<std::string>& seeds,
+                bool may_be_empty = false)
+      : session_(session), number_(number), seeds_(seeds), may_be_empty_(may_be_empty) {}
 
   // The stage's file when it is finished; else what `make` makes, which every rank has whole, written
   // together.
@@ -34,11 +36,13 @@ class RolloutStages {
 
  private:
   const MethodOptions& method() const { return session_.method; }
+  void accepted_nothing(const std::string& what, const std::string& remedy) const;
   Table response_table(StageId stage, const StageResult& result) const;
 
   Session& session_;
   int64_t number_;
   const std::vector<std::string>& seeds_;
+  bool may_be_empty_;
 };
 
 }  // namespace sl

@@ -128,6 +128,17 @@ TEST_F(Collect, AsksForOtherInstructions) {
     EXPECT_EQ(std::count(own.begin(), own.end(), instruction), 0) << instruction;
 }
 
+// What the run has is a final set as well.
+TEST_F(Collect, ABatchMayBeEmpty) {
+  const std::string run = copy_of_run("run");
+  const Ended ended = run_job(2, tiny_collect(run, {"--instruction-min-words", "400"}));
+  ASSERT_EQ(ended.status, 0) << ended.err;
+  EXPECT_NE(ended.err.find("batch 2: no instruction was accepted"), std::string::npos) << ended.err;
+  const RunFolder collected = RunFolder(run).collected();
+  EXPECT_EQ(read_table(collected.stage_file(1, "initial")).rows(), 0);
+  EXPECT_GT(read_table(collected.stage_file(0, "final")).rows(), 0);
+}
+
 TEST_F(Collect, KilledAndContinuedGivesTheSame) {
   const std::string undisturbed = copy_of_run("undisturbed");
   const auto begin = Clock::now();
