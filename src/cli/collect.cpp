@@ -49,6 +49,8 @@ void add_control_options(CommandLine& line, CollectOptions& collect) {
            "probability that a Chinese demand is written in Chinese numerals", between(0, 1));
   line.add("control-attempts", collect.weave.attempts,
            "attempts to weave a demand into an instruction; then it is appended", at_least(1));
+  line.add("control-kept", collect.weave.kept,
+           "share of an instruction's words that the rewritten one has at the least", between(0, 1));
   line.add("control-tokens", collect.weave.tokens, "longest rewritten instruction, in tokens", at_least(1));
 }
 

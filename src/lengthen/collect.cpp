@@ -258,9 +258,9 @@ std::string final_table(const RunFolder& collected) {
     }
   }
   by_source.emplace_back("all", all);
-  std::string text = "source                      rows  mean words  demands  woven in  appended\n";
+  std::string text = "source                        rows  mean words  demands  woven in  appended\n";
   for (const auto& [source, sums] : by_source) {
-    text += fmt::format("{:<24}  {:>6}  {:>10.1f}  {:>7}  {:>8}  {:>8}\n", source, sums.rows,
+    text += fmt::format("{:<26}  {:>6}  {:>10.1f}  {:>7}  {:>8}  {:>8}\n", source, sums.rows,
                         static_cast<double>(sums.words) / static_cast<double>(sums.rows), sums.demands,
                         sums.woven, sums.demands - sums.woven);
   }

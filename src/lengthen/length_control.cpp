@@ -36,7 +36,7 @@ Task<nlohmann::json> weave(Sample& sample, const Weaving& weaving, const Prompts
                                     {"demand", demand_text(prompts, weaving.language, weaving.demand)}});
     const Completion answer = co_await sample.ask(std::move(question));
     std::string woven(trim(answer.text));
-    const WeavingFault fault = check_woven(weaving.instruction, woven, weaving.demand);
+    const WeavingFault fault = check_woven(weaving.instruction, woven, weaving.demand, options.kept);
     if (fault == WeavingFault::none) co_return sample.accepted("instruction", woven);
     sample.reject(weaving_fault_name(fault));
   }

@@ -13,6 +13,7 @@ namespace sl {
 struct WeaveOptions {
   int64_t attempts = 10;
   int64_t tokens = 1024;  // of a rewritten instruction
+  double kept = 0.8;      // share of the instruction's words that it has at the least
 };
 
 // A part of a sentence: "about 3,000 words".

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <cmath>
+#include <map>
 
 #include "core/error.hpp"
 #include "text/rules.hpp"
@@ -83,6 +85,45 @@ bool names_number(std::string_view text, int64_t number, const LengthDemand& dem
     }
   }
   return false;
+}
+
+// Words in lower case, without their punctuation, and Chinese characters, with how often each occurs.
+std::map<std::string, int64_t> pieces_of(std::string_view text) {
+  std::map<std::string, int64_t> pieces;
+  std::string word;
+  const auto end_word = [&] {
+    if (!word.empty()) ++pieces[word];
+    word.clear();
+  };
+  for (size_t at = 0; at < text.size();) {
+    const CodePoint point = decode_at(text, at);
+    const std::string_view character = text.substr(at, static_cast<size_t>(point.length));
+    at += character.size();
+    const auto ascii = static_cast<unsigned char>(character.front());
+    if (is_cjk(point.value)) {
+      end_word();
+      ++pieces[std::string(character)];
+    } else if (is_space(point.value) || (ascii < 0x80 && std::isalnum(ascii) == 0)) {
+      end_word();
+    } else if (ascii < 0x80) {
+      word += static_cast<char>(std::tolower(ascii));
+    } else {
+      word += character;
+    }
+  }
+  end_word();
+  return pieces;
+}
+
+double share_kept(std::string_view before, std::string_view now) {
+  const auto old_pieces = pieces_of(before), new_pieces = pieces_of(now);
+  int64_t all = 0, kept = 0;
+  for (const auto& [piece, count] : old_pieces) {
+    const auto found = new_pieces.find(piece);
+    all += count;
+    kept += found == new_pieces.end() ? 0 : std::min(count, found->second);
+  }
+  return all == 0 ? 1.0 : static_cast<double>(kept) / static_cast<double>(all);
 }
 
 }  // namespace
@@ -187,11 +228,14 @@ std::string_view weaving_fault_name(WeavingFault fault) {
       return "lines";
     case WeavingFault::length:
       return "length";
+    case WeavingFault::rest:
+      return "rest";
   }
   throw BugError("unknown fault");
 }
 
-WeavingFault check_woven(std::string_view instruction, std::string_view woven, const LengthDemand& demand) {
+WeavingFault check_woven(std::string_view instruction, std::string_view woven, const LengthDemand& demand,
+                         double kept) {
   if (trim(woven).empty()) return WeavingFault::empty;
   for (const int64_t number : demand.numbers()) {
     if (!names_number(woven, number, demand)) return WeavingFault::number;
@@ -200,6 +244,7 @@ WeavingFault check_woven(std::string_view instruction, std::string_view woven, c
   if (lines(woven) > lines(instruction)) return WeavingFault::lines;
   const int64_t before = count_words(instruction), now = count_words(woven);
   if (5 * now < 4 * before || now > before + room_for_demand) return WeavingFault::length;
+  if (share_kept(instruction, woven) < kept) return WeavingFault::rest;
   return WeavingFault::none;
 }
 

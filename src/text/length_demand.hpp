@@ -54,12 +54,14 @@ std::string chinese_numeral(int64_t number);
 std::string demanded_number(int64_t number, const LengthDemand& demand, Language language);
 
 // Why a rewritten instruction is not taken; the first of them in this order.
-enum class WeavingFault : uint8_t { none, empty, number, lines, length };
+enum class WeavingFault : uint8_t { none, empty, number, lines, length, rest };
 std::string_view weaving_fault_name(WeavingFault fault);
 
 // `woven` is one text that may stand for `instruction` with the demand in it: it names the demand's numbers
 // as they are written in it (digits with or without commas), has no more lines than before (a remark of the
-// model stands on its own line), and from four fifths of the words to 50 more.
-WeavingFault check_woven(std::string_view instruction, std::string_view woven, const LengthDemand& demand);
+// model stands on its own line), and from four fifths of the words to 50 more, among
+// them at least the share `kept` of those before (words without their punctuation, Chinese characters).
+WeavingFault check_woven(std::string_view instruction, std::string_view woven, const LengthDemand& demand,
+                         double kept);
 
 }  // namespace sl

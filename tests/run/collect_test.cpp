@@ -27,6 +27,7 @@ std::vector<std::string> tiny_collect(const std::string& run, const std::vector<
                                                 {"--control-unit", "2"},
                                                 {"--control-coarse-unit", "4"},
                                                 {"--control-attempts", "2"},
+                                                {"--control-kept", "0"},
                                                 {"--control-tokens", "16"}};
   for (size_t i = 0; i + 1 < more.size(); i += 2) options[more[i]] = more[i + 1];
   std::vector<std::string> words = {SELFLENGTHEN_BINARY, "collect"};
@@ -115,6 +116,27 @@ TEST_F(Collect, GivesTheFinalSetThatTrainReads) {
   EXPECT_EQ(trained.status, 0) << trained.err;
   EXPECT_TRUE(fs::exists(adapter + "/adapter_config.json"));
   EXPECT_EQ(run_job(1, {SELFLENGTHEN_BINARY, "inspect", "--verify", run}).status, 0);
+}
+
+// A random model names a number by chance, given many attempts.
+TEST_F(Collect, TakesWhatTheModelWeaves) {
+  const std::string run = copy_of_run("run");
+  const Ended ended = run_job(2, tiny_collect(run, {"--control-attempts", "200"}));
+  ASSERT_EQ(ended.status, 0) << ended.err;
+  const Table final = read_table(RunFolder(run).collected().stage_file(0, "final"));
+  int64_t woven = 0;
+  for (size_t i = 0; i < static_cast<size_t>(final.rows()); ++i) {
+    if (final.integers("woven")[i] == 0) continue;
+    ++woven;
+    const std::string& instruction = final.texts("instruction")[i];
+    for (const int64_t number : {final.integers("low")[i], final.integers("high")[i]}) {
+      if (number > 0) {
+        EXPECT_NE(instruction.find(std::to_string(number)), std::string::npos) << instruction;
+      }
+    }
+    EXPECT_EQ(instruction.find("Write"), std::string::npos) << "appended as well: " << instruction;
+  }
+  EXPECT_GT(woven, 0);
 }
 
 // The draws of the collection are none of the run's.

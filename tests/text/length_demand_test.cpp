@@ -149,7 +149,7 @@ TEST(LengthDemand, ChineseNumerals) {
 TEST(LengthDemand, ARewrittenInstructionIsLookedAt) {
   const std::string before = "Write a story about a lighthouse keeper who finds a letter.";
   const LengthDemand range{DemandType::range, 2000, 3000, false};
-  const auto fault = [&](const std::string& woven) { return check_woven(before, woven, range); };
+  const auto fault = [&](const std::string& woven) { return check_woven(before, woven, range, 0.8); };
   EXPECT_EQ(fault("Write a story of 2,000 to 3000 words about a lighthouse keeper who finds a letter."),
             WeavingFault::none);
   EXPECT_EQ(fault("In 2000-3000 words, write a story about a lighthouse keeper who finds a letter."),
@@ -166,6 +166,11 @@ TEST(LengthDemand, ARewrittenInstructionIsLookedAt) {
   EXPECT_EQ(fault("Here it is:\nWrite a story of 2,000 to 3,000 words about a lighthouse keeper."),
             WeavingFault::lines);
   EXPECT_EQ(fault("A story, 2,000 to 3,000 words."), WeavingFault::length);
+  EXPECT_EQ(fault("Write an essay of 2,000 to 3,000 words on the tides, the moon and the sea."),
+            WeavingFault::rest);
+  // Case and punctuation may change with the place of the demand.
+  EXPECT_EQ(fault("In 2,000 to 3,000 words: write a story about a lighthouse keeper who finds a letter"),
+            WeavingFault::none);
   std::string long_one = before + " 2,000 to 3,000 words.";
   for (int i = 0; i < 50; ++i) long_one += " more";
   EXPECT_EQ(fault(long_one), WeavingFault::length);
@@ -174,15 +179,19 @@ TEST(LengthDemand, ARewrittenInstructionIsLookedAt) {
 TEST(LengthDemand, ChineseNumeralsAreLookedForWhole) {
   const std::string before = "写一个关于灯塔看守人的故事。";
   const LengthDemand spelled{DemandType::about, 3000, 3000, true};
-  EXPECT_EQ(check_woven(before, "写一个关于灯塔看守人的故事，大约三千字。", spelled), WeavingFault::none);
-  EXPECT_EQ(check_woven(before, "写一个关于灯塔看守人的故事，大约3000字。", spelled), WeavingFault::number);
-  EXPECT_EQ(check_woven(before, "写一个关于灯塔看守人的故事，大约三千五百字。", spelled),
+  EXPECT_EQ(check_woven(before, "写一个关于灯塔看守人的故事，大约三千字。", spelled, 0.8),
+            WeavingFault::none);
+  EXPECT_EQ(check_woven(before, "写一个关于灯塔看守人的故事，大约3000字。", spelled, 0.8),
             WeavingFault::number);
-  EXPECT_EQ(check_woven(before, "写一个关于灯塔看守人的故事，大约一万三千字。", spelled),
+  EXPECT_EQ(check_woven(before, "写一个关于灯塔看守人的故事，大约三千五百字。", spelled, 0.8),
             WeavingFault::number);
+  EXPECT_EQ(check_woven(before, "写一个关于灯塔看守人的故事，大约一万三千字。", spelled, 0.8),
+            WeavingFault::number);
+  EXPECT_EQ(check_woven(before, "写一篇大约三千字的文章，谈谈大海。", spelled, 0.8), WeavingFault::rest);
   const LengthDemand digits{DemandType::about, 3000, 3000, false};
-  EXPECT_EQ(check_woven(before, "写一个关于灯塔看守人的故事，大约3000字。", digits), WeavingFault::none);
-  EXPECT_EQ(check_woven(before, "写一个关于灯塔看守人的故事，大约三千字。", digits), WeavingFault::number);
+  EXPECT_EQ(check_woven(before, "写一个关于灯塔看守人的故事，大约3000字。", digits, 0.8), WeavingFault::none);
+  EXPECT_EQ(check_woven(before, "写一个关于灯塔看守人的故事，大约三千字。", digits, 0.8),
+            WeavingFault::number);
 }
 
 TEST(LengthDemand, LimitsThatDoNotGoTogetherAreRefused) {
