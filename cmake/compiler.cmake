@@ -4,7 +4,7 @@ target_include_directories(sl_flags INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_SO
 target_compile_options(sl_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Werror
     # g++ 12 takes "x" + std::string for an overlapping copy (GCC bug 105651)
-    -Wno-restrict>
+    $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>>
   $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr -lineinfo -Werror=all-warnings -Xcompiler=-Wall>)
 target_compile_definitions(sl_flags INTERFACE
   SELFLENGTHEN_VERSION="${PROJECT_VERSION}"
@@ -18,6 +18,9 @@ if(SELFLENGTHEN_SANITIZE)
   target_compile_options(sl_flags INTERFACE -fsanitize=${SELFLENGTHEN_SANITIZE} -fno-omit-frame-pointer
     -fno-sanitize-recover=all)
   target_link_options(sl_flags INTERFACE -fsanitize=${SELFLENGTHEN_SANITIZE})
+endif()
+if(SELFLENGTHEN_FUZZ)  # coverage in all parts; main() comes with the targets
+  target_compile_options(sl_flags INTERFACE -fsanitize=fuzzer-no-link)
 endif()
 
 if(SELFLENGTHEN_CUDA)

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "core/error.hpp"
@@ -20,6 +21,10 @@ using nlohmann::json;
 TokenizerParts tokenizer_parts(const GgufFile& file) {
   const auto token = [&](const char* key) -> std::optional<int32_t> {
     const std::optional<int64_t> id = file.find_integer(key);
+    if (id && (*id < 0 || *id > std::numeric_limits<int32_t>::max())) {
+      throw InputError(fmt::format("metadata '{}' is {}, which is no token", key, *id), file.path(),
+                       "download or convert the model again");
+    }
     return id ? std::optional(static_cast<int32_t>(*id)) : std::nullopt;
   };
   TokenizerParts parts;
@@ -63,10 +68,16 @@ std::string fingerprint_of(const ModelSource& source) {
   // A sample of the numbers tells models of one shape apart.
   std::vector<float> sample(static_cast<size_t>(std::min<int64_t>(source.config.hidden, 4096)));
   for (const char* name : {"model.norm.weight", "output_norm.weight"}) {
-    if (source.weights->find(name) == nullptr) continue;
+    const WeightInfo* norm = source.weights->find(name);
+    if (norm == nullptr) continue;
+    if (norm->shape != std::vector<int64_t>{source.config.hidden}) {
+      throw InputError(fmt::format("tensor '{}' does not have {} numbers", name, source.config.hidden),
+                       source.path, "download or convert the model again");
+    }
     source.weights->read(name, {0, 1, 0, static_cast<int64_t>(sample.size())}, sample.data());
   }
-  const std::string text = identity.dump();
+  // Names of GGUF tensors are any bytes.
+  const std::string text = identity.dump(-1, ' ', false, json::error_handler_t::replace);
   uLong crc = crc32(0, reinterpret_cast<const Bytef*>(text.data()), static_cast<uInt>(text.size()));
   crc = crc32(crc, reinterpret_cast<const Bytef*>(sample.data()),
               static_cast<uInt>(sample.size() * sizeof(float)));
@@ -107,14 +118,5 @@ ModelSource open_model(const std::string& path) {
   source.fingerprint = fingerprint_of(source);
   return source;
 }
-
-LoadedModel::LoadedModel(ModelSource source, const Context& context, Communicator& tensor_parallel,
-                         int64_t adapter_rank)
-    : source_(std::move(source)),
-      context_(context),
-      tensor_parallel_(tensor_parallel),
-      shard_(source_.config, tensor_parallel.size(), tensor_parallel.rank()),
-      parameters_(
-          load_parameters(source_.config, shard_, context.storage_place(), *source_.weights, adapter_rank)) {}
 
 }  // namespace sl
