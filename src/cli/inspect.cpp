@@ -9,6 +9,7 @@
 
 #include "cli/command_line.hpp"
 #include "cli/commands.hpp"
+#include "core/json_depth.hpp"
 #include "io/checkpoint.hpp"
 #include "io/checksum.hpp"
 #include "io/dataset.hpp"
@@ -63,9 +64,9 @@ std::string damage_of_metrics(const std::string& path) {
   int64_t line = 1;
   for (size_t begin = 0, end = text.find('\n'); end != std::string::npos;
        begin = end + 1, end = text.find('\n', begin), ++line) {
-    const json row = json::parse(text.begin() + static_cast<int64_t>(begin),
-                                 text.begin() + static_cast<int64_t>(end), nullptr, false);
-    if (!row.is_object() || seal_of(row) != Seal::holds)
+    const std::string_view of_row = std::string_view(text).substr(begin, end - begin);
+    const json row = json::parse(of_row, nullptr, /*allow_exceptions=*/false);
+    if (!row.is_object() || nests_too_deep(of_row) || seal_of(row) != Seal::holds)
       return fmt::format("{}:{}: is damaged; nothing is read from it but by you", path, line);
   }
   return "";

@@ -72,7 +72,8 @@ void keep_metrics_to(const std::string& path, int64_t step) {
     if (end == std::string::npos) break;
     const std::string line = text.substr(begin, end - begin + 1);
     const json row = json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (row.is_object() && row.value("step", step + 1) <= step) kept += line;
+    const bool counted = row.is_object() && row.contains("step") && row["step"].is_number_integer();
+    if (counted && row["step"].get<int64_t>() <= step) kept += line;
     begin = end + 1;
   }
   write_atomically(path, kept);

@@ -8,6 +8,7 @@
 #include <charconv>
 
 #include "core/error.hpp"
+#include "core/json_depth.hpp"
 #include "io/checksum.hpp"
 #include "io/durable.hpp"
 #include "io/json_lines.hpp"
@@ -22,7 +23,8 @@ nlohmann::json parse_line(std::string_view line) {
   if (line.size() <= digits || line[digits] != ' ') return nlohmann::json::value_t::discarded;
   const auto [end, error] = std::from_chars(line.data(), line.data() + digits, expected, 16);
   const std::string_view text = line.substr(digits + 1);
-  if (error != std::errc() || end != line.data() + digits || checksum(text) != expected) {
+  if (error != std::errc() || end != line.data() + digits || checksum(text) != expected ||
+      nests_too_deep(text)) {
     return nlohmann::json::value_t::discarded;
   }
   return nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);

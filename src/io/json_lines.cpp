@@ -7,6 +7,7 @@
 #include <fstream>
 
 #include "core/error.hpp"
+#include "core/json_depth.hpp"
 
 namespace sl {
 
@@ -18,17 +19,19 @@ std::vector<JsonRow> read_json_lines(const std::string& path) {
   for (int64_t number = 1; std::getline(file, line); ++number) {
     if (std::all_of(line.begin(), line.end(), [](char c) { return c == ' ' || c == '\t' || c == '\r'; }))
       continue;
+    const auto refuse = [&](const std::string& what) {
+      throw InputError(what, fmt::format("{}:{}", path, number), "correct the line or remove it");
+    };
+    if (nests_too_deep(line)) refuse(fmt::format("nests deeper than {} levels", deepest_json));
     nlohmann::json value;
     try {
       value = nlohmann::json::parse(line);
     } catch (const nlohmann::json::parse_error& error) {
-      throw InputError(fmt::format("is not valid JSON (at byte {} of the line)", error.byte),
-                       fmt::format("{}:{}", path, number), "correct the line or remove it");
+      refuse(fmt::format("is not valid JSON (at byte {} of the line)", error.byte));
+    } catch (const nlohmann::json::out_of_range&) {
+      refuse("holds a number that is too large");
     }
-    if (!value.is_object()) {
-      throw InputError("is not a JSON object", fmt::format("{}:{}", path, number),
-                       "correct the line or remove it");
-    }
+    if (!value.is_object()) refuse("is not a JSON object");
     rows.push_back({number, std::move(value)});
   }
   if (file.bad()) throw SystemError("read", path, errno);

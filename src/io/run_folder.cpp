@@ -13,6 +13,7 @@
 #include <optional>
 
 #include "core/error.hpp"
+#include "core/json_depth.hpp"
 #include "core/log.hpp"
 #include "io/checksum.hpp"
 #include "io/durable.hpp"
@@ -107,7 +108,7 @@ nlohmann::json RunFolder::read_run() const {
   const std::optional<std::string> text = read_if_there(run_json());
   if (!text) return nullptr;
   nlohmann::json content = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
-  if (!content.is_object() || seal_of(content) == Seal::broken) {
+  if (!content.is_object() || nests_too_deep(*text) || seal_of(content) == Seal::broken) {
     throw InputError(
         "is damaged", run_json(),
         "remove it, and give the same command on as many ranks: what is finished is taken as it is");

@@ -8,6 +8,7 @@
 #include <csignal>
 
 #include "core/error.hpp"
+#include "io/checksum.hpp"
 #include "scratch.hpp"
 
 namespace sl {
@@ -98,6 +99,9 @@ TEST_F(JournalFile, LinesThatAreNoRecordsAreDamage) {
   const std::string whole = test::read_bytes(path_);
   test::write_bytes(path_, "\n" + whole + "short\n" + "00000000 \n" + "zzzzzzzz {}\n");
   expect_records(1, 4);
+  const std::string deep = "{\"a\":" + std::string(1000000, '[') + std::string(1000000, ']') + "}";
+  test::write_bytes(path_, whole + checksum_digits(deep) + " " + deep + "\n");
+  expect_records(1, 1);
 }
 
 TEST_F(JournalFile, AFullDiskSpoilsNothing) {

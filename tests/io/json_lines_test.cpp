@@ -49,6 +49,17 @@ TEST_F(JsonLines, MalformedLinesAreNamed) {
   EXPECT_THAT(refusal(good + "{\"a\": 1} {\"a\": 2}\n"), HasSubstr(path_ + ":2:"));
 }
 
+TEST_F(JsonLines, NumbersTooLargeAndTextsTooDeepAreNamed) {
+  EXPECT_THAT(refusal("{}\n{\"a\": 1e999}\n"), AllOf(HasSubstr(path_ + ":2:"), HasSubstr("too large")));
+  const auto nested = [](size_t levels) {
+    return "{\"a\": \"[[\\\"[\", \"b\": " + std::string(levels, '[') + std::string(levels, ']') + "}\n";
+  };
+  EXPECT_THAT(refusal(nested(1000000)), AllOf(HasSubstr(path_ + ":1:"), HasSubstr("deeper than 256")));
+  EXPECT_THAT(refusal(nested(256)), HasSubstr("deeper"));
+  test::write_bytes(path_, nested(255));
+  EXPECT_EQ(read_json_lines(path_).size(), 1U);
+}
+
 TEST_F(JsonLines, EmptyAndAbsentFilesAreNamed) {
   EXPECT_THAT(refusal(""), AllOf(HasSubstr(path_), HasSubstr("no rows")));
   EXPECT_THAT(refusal("\n \n"), HasSubstr("no rows"));

@@ -57,6 +57,9 @@ TEST_F(RunFolderTest, RunJsonHoldsTheState) {
   EXPECT_FALSE(std::filesystem::exists(folder_.run_json() + ".partial"));
   test::write_bytes(folder_.run_json(), "{\"seed\": 7");
   EXPECT_THAT(message_of<InputError>([&] { folder_.read_run(); }), HasSubstr("run.json"));
+  test::write_bytes(folder_.run_json(),
+                    "{\"a\":" + std::string(1000000, '[') + std::string(1000000, ']') + "}");
+  EXPECT_THAT(message_of<InputError>([&] { folder_.read_run(); }), HasSubstr("damaged"));
   std::filesystem::remove(folder_.run_json());
   std::filesystem::create_directory(folder_.run_json());
   EXPECT_THROW(folder_.read_run(), SystemError);  // there, but unreadable: not a new run
