@@ -329,21 +329,32 @@ Table read_table(const std::string& path) {
                      "use a dataset of a run folder; if it was one, remove it and run again");
   }
   Table table;
+  const auto add = [&](const std::string& name, Column column) {
+    if (!table.columns().empty() && rows_of(column) != table.rows()) {
+      throw InputError(
+          fmt::format("column '{}' has {} rows, those before it {}", name, rows_of(column), table.rows()),
+          path, "remove the file and run again");
+    }
+    table.add(name, std::move(column));
+  };
   const std::string order = file.string_attribute("columns");
   for (size_t begin = 0; begin < order.size();) {
     const size_t end = std::min(order.find(',', begin), order.size());
     const std::string name = order.substr(begin, end - begin);
     begin = end + 1;
+    if (table.has(name))
+      throw InputError(fmt::format("column '{}' is named twice", name), path,
+                       "remove the file and run again");
     if (!file.has(name))
       throw InputError(fmt::format("column '{}' is missing", name), path, "remove the file and run again");
     if (file.has(name + "/bytes")) {
-      table.add(name, read_lists<std::string, char>(file, name, "bytes", H5T_NATIVE_UCHAR));
+      add(name, read_lists<std::string, char>(file, name, "bytes", H5T_NATIVE_UCHAR));
     } else if (file.has(name + "/values")) {
-      table.add(name, read_lists<std::vector<int32_t>, int32_t>(file, name, "values", H5T_NATIVE_INT32));
+      add(name, read_lists<std::vector<int32_t>, int32_t>(file, name, "values", H5T_NATIVE_INT32));
     } else if (file.is_float(name)) {
-      table.add(name, read_column<double>(file, name, H5T_NATIVE_DOUBLE));
+      add(name, read_column<double>(file, name, H5T_NATIVE_DOUBLE));
     } else {
-      table.add(name, read_column<int64_t>(file, name, H5T_NATIVE_INT64));
+      add(name, read_column<int64_t>(file, name, H5T_NATIVE_INT64));
     }
   }
   if (table.rows() != file.integer_attribute("rows"))

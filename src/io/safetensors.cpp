@@ -11,6 +11,7 @@
 #include <unordered_map>
 
 #include "core/error.hpp"
+#include "core/json_depth.hpp"
 #include "io/half.hpp"
 #include "io/mapped_file.hpp"
 
@@ -59,6 +60,7 @@ class SafetensorsFile : public WeightFile {
     require(block.inside(rows, columns), "read outside tensor " + info->name);
     const std::byte* data = file_.data() + offsets_[static_cast<size_t>(info - tensors_.data())];
     const int64_t width = block.column_end - block.column_begin;
+    if (width == 0) return;  // of a tensor without columns a header may name any number of rows
     const int64_t item = info->storage == "F32" ? 4 : 2;
     for (int64_t row = block.row_begin; row < block.row_end; ++row, out += width) {
       const std::byte* source = data + (row * columns + block.column_begin) * item;
@@ -87,6 +89,7 @@ class SafetensorsFile : public WeightFile {
                        again);
     }
     const char* text = reinterpret_cast<const char*>(file_.data()) + sizeof(header_size);
+    if (nests_too_deep({text, header_size})) throw InputError("its header nests too deep", path, again);
     std::set<std::string> names;
     bool repeated = false;
     // The parser keeps the last of two equal keys; a callback sees both.
@@ -178,7 +181,8 @@ class ShardedSafetensors : public WeightFile {
         throw InputError(fmt::format("tensor '{}' has no file name", name), index_path, again);
       }
       const std::string file = shard;
-      if (!std::filesystem::exists(folder + "/" + file)) {
+      std::error_code unreachable;  // a name too long, among others
+      if (!std::filesystem::exists(folder + "/" + file, unreachable)) {
         throw InputError(fmt::format("tensor '{}' is in {}, which is missing", name, file), index_path,
                          "download the missing file");
       }

@@ -157,6 +157,23 @@ TEST_F(Dataset, ForeignFilesAreRefused) {
   EXPECT_THAT(message_of<InputError>([&] { read_checkpoint(path_); }), HasSubstr("no checkpoint"));
 }
 
+// A file that HDF5 finds sound, but whose columns are no table.
+TEST_F(Dataset, ColumnsThatDisagreeAreRefused) {
+  const auto refusal = [&](const std::string& columns) {
+    const int64_t values[] = {1, 2, 3};
+    H5File file = H5File::create(path_, MPI_COMM_NULL);
+    file.write_attribute("format", 1);
+    file.write_attribute("rows", 3);
+    file.write_attribute("columns", columns);
+    file.write("long", H5T_NATIVE_INT64, {3}, 0, 3, values);
+    file.write("short", H5T_NATIVE_INT64, {2}, 0, 2, values);
+    file.close();
+    return message_of<InputError>([&] { read_table(path_); });
+  };
+  EXPECT_THAT(refusal("long,long"), AllOf(HasSubstr(path_), HasSubstr("'long' is named twice")));
+  EXPECT_THAT(refusal("long,short"), AllOf(HasSubstr("'short' has 2 rows"), HasSubstr("3")));
+}
+
 TEST_F(Dataset, AFailedWriteLeavesTheOldFile) {
   const Table table = some_table(5, 1);
   write(table);

@@ -218,6 +218,13 @@ TEST_F(Safetensors, LyingTensorsAreRefusedByName) {
   EXPECT_THAT(refusal(json{{"a", entry("F32", {3}, {0, 12})}}, 16), HasSubstr("16 data bytes"));
 }
 
+TEST_F(Safetensors, RowsWithoutColumnsAreReadAtOnce) {
+  const std::string path = folder_ / "model.safetensors";
+  const int64_t rows = int64_t{1} << 60;  // a loop over them would take years
+  test::write_bytes(path, file_of(json{{"w", entry("F32", {rows, 0}, {0, 0})}}.dump(), 0));
+  open_safetensors(path)->read("w", {0, rows, 0, 0}, nullptr);
+}
+
 TEST_F(Safetensors, AFileCutAnywhereIsRefused) {
   const std::string whole =
       test::read_bytes(SELFLENGTHEN_SOURCE_DIR "/tests/reference/gguf/types/F32.safetensors");
@@ -260,6 +267,7 @@ TEST_F(Safetensors, BadIndexesAreRefused) {
               AllOf(HasSubstr("s1.safetensors"), HasSubstr("'b'")));
   EXPECT_THAT(refused(R"({"weight_map": {"a": "../s1.safetensors"}})"), HasSubstr("'a'"));
   EXPECT_THAT(refused(R"({"weight_map": {"a": 3}})"), HasSubstr("'a'"));
+  EXPECT_THAT(refused(R"({"weight_map": {"a": ")" + std::string(300, 'x') + "\"}}"), HasSubstr("missing"));
   EXPECT_THAT(refused(R"({"weight_map": {}})"), HasSubstr("weight_map"));
   EXPECT_THAT(refused("{"), HasSubstr("weight_map"));
   test::write_bytes(index, R"({"weight_map": {"a": "s1.safetensors"}})");
