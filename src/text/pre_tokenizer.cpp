@@ -45,7 +45,9 @@ struct MatchDeleter {
 
 struct Regex::Compiled {
   pcre2_code* code = nullptr;
-  explicit Compiled(pcre2_code* compiled) : code(compiled) {}
+  std::string pattern, where;  // for messages
+  Compiled(pcre2_code* compiled, std::string_view from, std::string_view file)
+      : code(compiled), pattern(from), where(file) {}
   ~Compiled() { pcre2_code_free(code); }
   Compiled(const Compiled&) = delete;
   Compiled& operator=(const Compiled&) = delete;
@@ -53,7 +55,8 @@ struct Regex::Compiled {
 
 Regex::Regex(std::string_view pattern, bool literal, std::string_view where) {
   const std::string source = literal ? std::string(pattern) : with_unicode_spaces(pattern);
-  const uint32_t options = PCRE2_UTF | (literal ? PCRE2_LITERAL : PCRE2_UCP);
+  // \C would end a match inside a character, where the next must not begin.
+  const uint32_t options = PCRE2_UTF | (literal ? PCRE2_LITERAL : PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C);
   int error = 0;
   size_t offset = 0;
   pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(source.data()), source.size(), options,
@@ -62,7 +65,7 @@ Regex::Regex(std::string_view pattern, bool literal, std::string_view where) {
     throw InputError("the pattern '" + std::string(pattern) + "' does not compile: " + pcre2_message(error),
                      where, "use a tokenizer of a supported family");
   }
-  compiled_ = std::make_unique<Compiled>(code);
+  compiled_ = std::make_unique<Compiled>(code, pattern, where);
   pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);  // refused without JIT support; matching then interprets
 }
 
@@ -78,10 +81,20 @@ std::vector<std::pair<size_t, size_t>> Regex::matches(std::string_view text) con
   // No empty match: a pattern that allows one would otherwise stand still.
   const uint32_t options = PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY;
   for (size_t at = 0; at < text.size();) {
-    const int rc = pcre2_match(compiled_->code, subject, text.size(), at, options, data.get(), nullptr);
+    const auto match = [&](uint32_t how) {
+      return pcre2_match(compiled_->code, subject, text.size(), at, how, data.get(), nullptr);
+    };
+    int rc = match(options);
+    if (rc == PCRE2_ERROR_JIT_STACKLIMIT) rc = match(options | PCRE2_NO_JIT);  // slower, but on the heap
     if (rc == PCRE2_ERROR_NOMATCH) break;
-    if (rc < 0) throw LibraryError("PCRE2", "pcre2_match", pcre2_message(rc));
+    // A pattern may need more steps than PCRE2 takes, or say by \K that its match begins elsewhere.
     const size_t* bounds = pcre2_get_ovector_pointer(data.get());
+    if (rc < 0 || bounds[0] < at || bounds[1] <= bounds[0]) {
+      throw InputError("the pattern '" + compiled_->pattern + "' cannot split a text of " +
+                           std::to_string(text.size()) +
+                           " bytes: " + (rc < 0 ? pcre2_message(rc) : "a match before its beginning"),
+                       compiled_->where, "use a tokenizer of a supported family");
+    }
     found.emplace_back(bounds[0], bounds[1]);
     at = bounds[1];
   }

@@ -23,7 +23,7 @@ class Regex {
   Regex& operator=(Regex&&) noexcept;
 
   // Calls visit(piece, matched) for the matches and the stretches between them, in order; no piece is empty.
-  // `text` is valid UTF-8.
+  // `text` is valid UTF-8. InputError when the pattern takes too many steps.
   template <typename Visit>
   void for_each_piece(std::string_view text, Visit visit) const {
     size_t from = 0;

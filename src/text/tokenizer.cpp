@@ -90,13 +90,17 @@ Tokenizer::Tokenizer(TokenizerSpec spec)
   for (size_t id = 0; id < spec_.tokens.size(); ++id) {
     if (!spec_.tokens[id].empty()) ids_.try_emplace(spec_.tokens[id], static_cast<int32_t>(id));
   }
+  const auto check = [&](int32_t id, const std::string& what) {
+    if (id >= 0 && id < vocabulary_size()) return;
+    throw InputError("token id " + std::to_string(id) + what + " is outside the " +
+                         std::to_string(vocabulary_size()) + " tokens",
+                     spec_.where, "use the files as the model's authors published them");
+  };
   for (const auto id : {spec_.bos, spec_.eos}) {
-    if (id && (*id < 0 || *id >= vocabulary_size())) {
-      throw InputError("token id " + std::to_string(*id) +
-                           " for the beginning or end of text is outside the " +
-                           std::to_string(vocabulary_size()) + " tokens",
-                       spec_.where, "use the files as the model's authors published them");
-    }
+    if (id) check(*id, " for the beginning or end of text");
+  }
+  for (const auto* added : {&spec_.prefix, &spec_.suffix}) {
+    for (const int32_t id : *added) check(id, " that is put before or after a text");
   }
 }
 

@@ -2,6 +2,7 @@
 #include "text/tokenizer.hpp"
 
 #include "core/error.hpp"
+#include "core/json_depth.hpp"
 #include "text/byte_level.hpp"
 
 #include <nlohmann/json.hpp>
@@ -15,7 +16,8 @@ namespace {
 using nlohmann::json;
 namespace fs = std::filesystem;
 
-constexpr int64_t most_tokens = int64_t{1} << 24;  // beyond any vocabulary: a larger id is a damaged file
+// Beyond any vocabulary. A larger id is a damaged file, and would cost memory for all ids below it.
+constexpr int64_t most_tokens = int64_t{1} << 21;
 
 std::optional<std::string> read_file(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
@@ -207,6 +209,7 @@ class Reader {
 };
 
 json parse(const std::string& text, const fs::path& path) {
+  if (nests_too_deep(text)) throw InputError("nests too deep", path.string(), "download the file again");
   try {
     return json::parse(text);
   } catch (const json::exception& error) {

@@ -249,6 +249,29 @@ TEST_F(TokenizerJson, PrefixSpaceDigitsAndSplitsAreApplied) {
   EXPECT_EQ(spelled(load(), "aaaaaxhello"), (Strings{"aa", "aa", "a", "hello"}));
 }
 
+// Patterns that compile but cannot split: too many steps, matches inside characters, matches that begin
+// elsewhere.
+TEST_F(TokenizerJson, PatternsThatCannotSplitAreRefused) {
+  const auto refusal = [&](const std::string& pattern, const std::string& text) -> std::string {
+    root_["pre_tokenizer"] = {
+        {"type", "Sequence"},
+        {"pretokenizers",
+         {{{"type", "Split"}, {"pattern", {{"Regex", pattern}}}, {"behavior", "Isolated"}},
+          {{"type", "ByteLevel"}, {"use_regex", false}}}}};
+    try {
+      load().encode(text);
+    } catch (const InputError& error) {
+      return error.what();
+    }
+    return "no InputError";
+  };
+  EXPECT_THAT(refusal("(a+)+$", std::string(40, 'a') + "b"),
+              AllOf(HasSubstr("(a+)+$"), HasSubstr("41 bytes")));
+  EXPECT_THAT(refusal("\\C", "é"), HasSubstr("does not compile"));
+  // More than the compiled pattern's stack holds, which is no reason to refuse.
+  EXPECT_EQ(refusal("(?:(a)|b)+", std::string(200000, 'a')), "no InputError");
+}
+
 TEST_F(TokenizerJson, WholeWordsAndUnknownBytes) {
   root_["model"]["merges"].erase(4);  // "a a": "aa" is left as a word of the vocabulary
   root_["model"]["merges"].erase(4);
@@ -339,6 +362,19 @@ TEST_F(TokenizerJson, EachFaultIsNamed) {
       }),
       AllOf(HasSubstr("(a"), HasSubstr("does not compile")));
   EXPECT_THAT(spoilt([](json& r) { r = json::array(); }), HasSubstr("'model'"));
+  EXPECT_THAT(spoilt([](json& r) { r["model"]["vocab"]["q"] = 1 << 24; }), HasSubstr("16777216"));
+  EXPECT_THAT(spoilt([](json& r) {
+                r["post_processor"] = json::parse(R"({"type": "TemplateProcessing",
+                  "single": [{"SpecialToken": {"id": "<s>"}}], "special_tokens": {"<s>": {"ids": [70000]}}})");
+              }),
+              HasSubstr("70000"));
+  EXPECT_THAT(spoilt([](json& r) {
+                for (int level = 0; level < 300; ++level) {
+                  json inner = std::move(r["normalizer"]);
+                  r["normalizer"] = {{"type", "Sequence"}, {"normalizers", json::array({std::move(inner)})}};
+                }
+              }),
+              HasSubstr("deep"));
   std::ofstream(folder_ / "tokenizer.json") << "{\"model\": ";
   EXPECT_THROW(Tokenizer::from_huggingface(folder_), InputError);
   fs::remove(folder_ / "tokenizer.json");
