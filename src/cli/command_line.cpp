@@ -98,7 +98,9 @@ T CommandLine::parse_number(const std::string& text, const Bounds& bounds, const
   const auto [stop, error] = std::from_chars(text.data(), end, value);
   if (error == std::errc::result_out_of_range)
     throw InputError(fmt::format("{} is too large", text), where, "choose a smaller number");
-  if (error != std::errc() || stop != end) {
+  bool finite = true;  // "inf" and "nan" are read as numbers too, and no option means them
+  if constexpr (std::is_floating_point_v<T>) finite = std::isfinite(value);
+  if (error != std::errc() || stop != end || !finite) {
     throw InputError(
         fmt::format("'{}' is not a {}number", text, std::is_integral_v<T> ? "whole " : ""), where,
         std::is_unsigned_v<T> ? "give a whole number from 0"

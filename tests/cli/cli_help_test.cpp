@@ -73,6 +73,7 @@ TEST_F(Program, RefusesImpossibleValues) {
   expect_refused(with({"--top-p", "1.5"}), {"--top-p", "1.5", "at most 1"});
   expect_refused(with({"--temperature", "-1"}), {"--temperature", "-1", "at least 0"});
   expect_refused(with({"--temperature", "nan"}), {"--temperature", "nan"});
+  expect_refused(with({"--temperature", "inf"}), {"--temperature", "'inf'", "not a number"});
   expect_refused(with({"--max-tokens", "0"}), {"--max-tokens", "at least 1"});
   expect_refused(with({"--max-tokens", "12x"}), {"--max-tokens", "'12x'", "whole number"});
   expect_refused(with({"--max-tokens", "99999999999999999999"}), {"--max-tokens", "too large"});
