@@ -54,7 +54,7 @@ json read_adapter_config(const std::string& path) {
   std::ifstream file(path);
   if (!file) throw InputError("cannot be opened", path, "give the folder of a PEFT adapter");
   json content = json::parse(file, nullptr, /*allow_exceptions=*/false);
-  if (!content.is_object() || content.value("peft_type", "") != "LORA") {
+  if (!content.is_object() || content["peft_type"] != "LORA") {
     throw InputError("is not the configuration of a LoRA adapter", path, "give a PEFT adapter of type LORA");
   }
   for (const char* key : {"use_dora", "use_rslora"}) {

@@ -6,10 +6,12 @@
 #include <cmath>
 #include <fstream>
 #include <initializer_list>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <numbers>
 
 #include "core/error.hpp"
+#include "core/json_depth.hpp"
 #include "model/config_rope.hpp"
 
 namespace sl {
@@ -22,8 +24,10 @@ json read_json_file(const std::string& path) {
   if (!file) {
     throw InputError("cannot be opened", path, "give the folder of a Hugging Face model (or a .gguf file)");
   }
-  json content = json::parse(file, nullptr, /*allow_exceptions=*/false);
-  if (!content.is_object()) throw InputError("is not a JSON object", path, "download the model again");
+  const std::string text(std::istreambuf_iterator<char>(file), {});
+  json content = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!content.is_object() || nests_too_deep(text))
+    throw InputError("is not a JSON object", path, "download the model again");
   return content;
 }
 
@@ -75,9 +79,6 @@ RopeScaling scaling_from_json(const json& rope, const ModelConfig& config, const
   scaling.beta_fast = number_or(rope, "beta_fast", 32.0, where);
   scaling.beta_slow = number_or(rope, "beta_slow", 1.0, where);
   scaling.attention_factor = number_or(rope, "attention_factor", 0.0, where);
-  if (scaling.factor <= 0.0 || scaling.original_positions <= 0.0) {
-    throw InputError("RoPE scaling has a factor or length that is not positive", where, "correct the file");
-  }
   return scaling;
 }
 
@@ -95,8 +96,18 @@ void check(const ModelConfig& config, const std::string& where) {
                        config.key_heads));
   }
   if (config.head_dim % 2 != 0) refuse(fmt::format("head dimension {} is odd", config.head_dim));
-  if (!(config.rope_theta > 0.0)) refuse("the RoPE base is not positive");
-  if (!(config.rms_epsilon >= 0.0F)) refuse("the RMS norm's epsilon is negative");
+  // Numbers of GGUF files may be infinite or not numbers, and those of JSON too large for a float.
+  if (!(config.rope_theta > 0.0 && std::isfinite(config.rope_theta))) refuse("the RoPE base is not positive");
+  if (!(config.rms_epsilon >= 0.0F && std::isfinite(config.rms_epsilon)))
+    refuse("the RMS norm's epsilon is negative or too large");
+  const RopeScaling& scaling = config.rope_scaling;
+  constexpr double longest = 1e15;  // exact as a whole number
+  if (!(scaling.factor > 0.0 && scaling.factor < longest && scaling.original_positions >= 0.0 &&
+        scaling.original_positions < longest)) {
+    refuse("RoPE scaling has a factor or length that is not positive, or too large");
+  }
+  if (scaling.kind != RopeScaling::Kind::none && scaling.original_positions < 1.0)
+    refuse("RoPE scaling has a length that is not positive");
 }
 
 }  // namespace

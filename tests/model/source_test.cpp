@@ -1,0 +1,86 @@
+// Models and adapters whose files are sound, but do not say what they should.
+#include "model/source.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "core/error.hpp"
+#include "tests/io/scratch.hpp"
+
+namespace sl {
+namespace {
+
+using nlohmann::json;
+using test::message_of;
+using test::ScratchFolder;
+using testing::AllOf;
+using testing::HasSubstr;
+
+const std::string reference = SELFLENGTHEN_SOURCE_DIR "/tests/reference/";
+
+class Source : public testing::Test {
+ protected:
+  // A copy of a small model.
+  Source() { std::filesystem::copy(reference + "models/tied", folder_.path()); }
+  void change_config(const std::string& key, const json& value) {
+    json config = json::parse(test::read_bytes(reference + "models/tied/config.json"));
+    config[key] = value;
+    test::write_bytes(folder_ / "config.json", config.dump());
+  }
+  std::string refusal() {
+    return message_of<InputError>([&] { open_model(folder_.path()); });
+  }
+  ScratchFolder folder_;
+};
+
+TEST_F(Source, ANormOfAnotherShapeIsRefused) {
+  const std::string path = folder_ / "model.safetensors";
+  const std::string bytes = test::read_bytes(path);
+  uint64_t size = 0;
+  std::memcpy(&size, bytes.data(), sizeof(size));
+  json header = json::parse(bytes.substr(8, size));
+  const int64_t hidden = header["model.norm.weight"]["shape"][0];
+  header["model.norm.weight"]["shape"] = {2, hidden / 2};
+  const std::string text = header.dump();
+  const uint64_t length = text.size();
+  std::string changed(8, '\0');
+  std::memcpy(changed.data(), &length, sizeof(length));
+  test::write_bytes(path, changed + text + bytes.substr(8 + size));
+  EXPECT_THAT(refusal(), AllOf(HasSubstr(folder_.path()), HasSubstr("'model.norm.weight'")));
+}
+
+TEST_F(Source, NumbersThatAreNotFiniteAreRefused) {
+  change_config("rms_norm_eps", 1e300);
+  EXPECT_THAT(refusal(), HasSubstr("epsilon"));
+  for (const double factor : {0.0, -1.0, 1e300}) {
+    change_config("rope_scaling", {{"rope_type", "linear"}, {"factor", factor}});
+    EXPECT_THAT(refusal(), AllOf(HasSubstr("config.json"), HasSubstr("RoPE scaling")));
+  }
+  change_config("rope_scaling",
+                {{"rope_type", "yarn"}, {"factor", 4}, {"original_max_position_embeddings", 1e40}});
+  EXPECT_THAT(refusal(), HasSubstr("RoPE scaling"));
+  change_config("rope_scaling", {{"rope_type", "linear"}, {"factor", 2.0}});
+  EXPECT_EQ(open_model(folder_.path()).config.rope_scaling.factor, 2.0);
+}
+
+TEST_F(Source, NamesInAGgufFileAreAnyBytes) {
+  std::string bytes = test::read_bytes(reference + "gguf/qwen2/model.gguf");
+  const size_t name = bytes.find("blk.0.attn_q.weight");
+  ASSERT_NE(name, std::string::npos);
+  bytes[name + 6] = '\xFF';
+  const std::string path = folder_ / "model.gguf";
+  test::write_bytes(path, bytes);
+  EXPECT_NE(open_model(path).fingerprint, open_model(reference + "gguf/qwen2/model.gguf").fingerprint);
+}
+
+TEST_F(Source, AnAdapterOfAKindThatIsNoTextIsRefused) {
+  test::write_bytes(folder_ / "adapter_config.json", R"({"peft_type": 3, "r": 8, "lora_alpha": 16})");
+  EXPECT_THAT(message_of<InputError>([&] { read_lora_shape(folder_.path()); }),
+              AllOf(HasSubstr("adapter_config.json"), HasSubstr("LoRA")));
+}
+
+}  // namespace
+}  // namespace sl
