@@ -30,6 +30,9 @@ cmake --preset asan
 cmake --build --preset asan --target selflengthen text_tests io_tests rollout_tests kernels_tests
 ASAN_OPTIONS=detect_leaks=0 ctest --test-dir build/asan -R '^(text|io|rollout|kernels)\.' --output-on-failure -j 2
 
+echo "== readers of files, fed with damaged ones"
+bash tools/fuzz.sh 60
+
 if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
   echo "== the CUDA side compiles and links"
   cmake --preset cuda
