@@ -28,7 +28,7 @@ fuzz() {
   # HDF5 and MPI keep what they allocate.
   if ASAN_OPTIONS=quarantine_size_mb=16:detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
     "$build/bin/${target}_fuzz" -max_total_time="$seconds" -timeout=5 -rss_limit_mb=1024 -max_len=8192 \
-    -dict="$build/$target.dict" -artifact_prefix="$build/findings/$target-" -print_final_stats=1 \
+    -seed=1 -dict="$build/$target.dict" -artifact_prefix="$build/findings/$target-" -print_final_stats=1 \
     "$build/corpus/$target" "tests/fuzz/corpus/$target" >"$log" 2>&1; then
     awk -v target="$target" '/number_of_executed_units/ {n = $2} /average_exec_per_sec/ {s = $2} / cov: / {c = $4}
       END {printf "%-12s %9d inputs, %6d a second, coverage %d\n", target, n, s, c}' "$log"

@@ -61,20 +61,22 @@ class IoBench {
     const Table slice = slice_of_responses();
     const double table_write =
         all / seconds_of(true, [&] { write_table(table(), slice, ranks_.groups.raw_world); });
-    const double table_read = all / seconds_of(ranks_.first(), [&] {
-      forget(table());
-      require(read_table(table()).rows() == slice.rows() * ranks_.session.size(), "rows were lost");
-    });
+    const double table_read =
+        all / seconds_of(ranks_.first(), [&] {
+          forget(table());
+          require(read_table(table()).rows() == slice.rows() * ranks_.session.size(), "rows were lost");
+        });
     ::unlink(table().c_str());
 
     CheckpointContent state;
     if (ranks_.first()) state = state_of_training();
     const double checkpoint_write =
         one / seconds_of(ranks_.first(), [&] { write_checkpoint(checkpoint(), state); });
-    const double checkpoint_read = one / seconds_of(ranks_.first(), [&] {
-      forget(checkpoint());
-      require(read_checkpoint(checkpoint()).tensors.size() == state.tensors.size(), "tensors were lost");
-    });
+    const double checkpoint_read =
+        one / seconds_of(ranks_.first(), [&] {
+          forget(checkpoint());
+          require(read_checkpoint(checkpoint()).tensors.size() == state.tensors.size(), "tensors were lost");
+        });
     ::unlink(checkpoint().c_str());
 
     const double journal_write = all / seconds_of(true, [&] { write_journal(); });
@@ -177,9 +179,9 @@ class IoBench {
     ::unlink(journal().c_str());
     Journal log(journal());
     for (int64_t row = 0; row < bytes_ / response; ++row) {
-      log.append({{"sample", row},
-                  {"response",
-                   text_.substr(static_cast<size_t>(row * response % (piece - response)), response)}});
+      log.append(
+          {{"sample", row},
+           {"response", text_.substr(static_cast<size_t>(row * response % (piece - response)), response)}});
       log.sync_if_due();
     }
     log.sync();
@@ -198,7 +200,8 @@ int bench_io_command(const Arguments& arguments) {
                    "Tables (written by all ranks together), checkpoints (by one) and journals (one a rank), "
                    "made durable, beside plain files of the same bytes on the same file system.");
   line.group("What is measured");
-  line.add("folder", choice.folder, "on the file system in question; nothing is left in it").value_name("DIR");
+  line.add("folder", choice.folder, "on the file system in question; nothing is left in it")
+      .value_name("DIR");
   line.add("megabytes", choice.megabytes, "MiB of the checkpoint, and of each rank's share of the rest",
            at_least(16));
   line.add("repeats", choice.repeats, "measurements; the median is reported", at_least(1));

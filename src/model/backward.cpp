@@ -71,11 +71,11 @@ void TrainingPass::backward_ffn(int64_t layer, const Adapter* adapter, const Tra
   b_gradient(adapter, gradients, layer, gate_up_group, kept.gate_up.low, grad_gate_up.outputs);
   low_gradient(adapter, layer, gate_up_group, grad_gate_up);
   linear_input_gradient(context, grad_gate_up.all,
-                        weights.with_room.gate_up.rows(0, grad_gate_up.all.columns()),
-                        grad_x.rows(0, rows_));
+                        weights.with_room.gate_up.rows(0, grad_gate_up.all.columns()), grad_x.rows(0, rows_));
   a_gradient(adapter, gradients, layer, gate_up_group, x, grad_gate_up);
   if (full != nullptr) linear_weight_gradient(context, grad_gate_up.outputs, x, full->gate_up);
-  norm_gradient(kept.middle, weights.ffn_norm, own_share(grad_x), full != nullptr ? full->ffn_norm : Tensor());
+  norm_gradient(kept.middle, weights.ffn_norm, own_share(grad_x),
+                full != nullptr ? full->ffn_norm : Tensor());
   arena_.release(mark);
 }
 

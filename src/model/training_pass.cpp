@@ -84,8 +84,8 @@ int64_t TrainingPass::activation_bytes() const {
   };
   return with_low(query_width_ + 2 * key_width_, 3) + Arena::bytes_for(storage, {rows, query_width_}) +
          matrix_bytes(rows, model_.shard->query_heads.size()) +
-         matrix_bytes(most_own_rows(), model_.config->hidden) +
-         with_low(2 * ffn_, 2) + Arena::bytes_for(storage, {rows, shape_.lora_rank});
+         matrix_bytes(most_own_rows(), model_.config->hidden) + with_low(2 * ffn_, 2) +
+         Arena::bytes_for(storage, {rows, shape_.lora_rank});
 }
 
 int64_t TrainingPass::fixed_bytes() const {
@@ -116,11 +116,10 @@ int64_t TrainingPass::scratch_bytes() const {
   const int64_t own = most_own_rows();
   const int64_t padded = own * model_.shard->tp;
   const int64_t rounded_logits = storage == DType::f32 ? 0 : storage_bytes(chunk, vocabulary_);
-  const int64_t head = (alone() ? 0 : 2 * matrix_bytes(padded, hidden)) + 2 * matrix_bytes(chunk, hidden) + 2 * storage_bytes(chunk, hidden) +
-                       matrix_bytes(chunk, vocabulary_) + rounded_logits +
+  const int64_t head = (alone() ? 0 : 2 * matrix_bytes(padded, hidden)) + 2 * matrix_bytes(chunk, hidden) +
+                       2 * storage_bytes(chunk, hidden) + matrix_bytes(chunk, vocabulary_) + rounded_logits +
                        matrix_bytes(3 * (model_.shard->tp + 1), chunk) + matrix_bytes(chunk, 1);
-  const int64_t common = 2 * storage_bytes(padded, hidden) +
-                         (alone() ? 0 : 2 * storage_bytes(own, hidden));
+  const int64_t common = 2 * storage_bytes(padded, hidden) + (alone() ? 0 : 2 * storage_bytes(own, hidden));
   const int64_t attention =
       storage_bytes(rows, query_width_) +
       storage_bytes(rows, width_with_low(query_width_ + 2 * key_width_, 3, shape_.lora_rank)) +

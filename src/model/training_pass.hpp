@@ -163,7 +163,7 @@ class TrainingPass {
   // Of the batch at work; the tensors are views of the arena.
   int64_t rows_ = 0;      // T
   int64_t own_rows_ = 0;  // S
-  int64_t rank_ = 0;  // of the adapter; 0: none
+  int64_t rank_ = 0;      // of the adapter; 0: none
   Tensor tokens_, positions_, offsets_;
   Tensor target_rows_, target_tokens_, target_weights_;  // R
   std::vector<int32_t> host_positions_, host_target_rows_, host_target_tokens_;

@@ -98,9 +98,9 @@ class Optimizer {
   double weight_decay_;
   Communicator* data_parallel_;
   FormOf gradient_;
-  int64_t share_ = 0;       // numbers that each replica holds alone; 0: every replica holds all
-  std::vector<Held> held_;  // its share, and what is left over, which all hold
-  std::vector<Bucket> buckets_;                // from the end of the flat numbers to their begin
+  int64_t share_ = 0;            // numbers that each replica holds alone; 0: every replica holds all
+  std::vector<Held> held_;       // its share, and what is left over, which all hold
+  std::vector<Bucket> buckets_;  // from the end of the flat numbers to their begin
   std::vector<size_t> buckets_from_layer_on_;  // of each layer: the first so many lie in it and later ones
   size_t sent_ = 0;                            // buckets of this step
   Buffer exact_buffer_;                        // of a share

@@ -190,8 +190,9 @@ bool Trainer::step() {
     if (model_.shard->tp == 1) layer_done = [this](int64_t layer) { optimizer_.layer_complete(layer); };
     double loss = 0.0;
     for (const PackedBatch& batch : batches) {
-      loss += pass_.forward_backward(batch, optimizer_.adapter(), optimizer_.gradient(),
-                                     &batch == &batches.back() ? layer_done : LayerDone())
+      loss += pass_
+                  .forward_backward(batch, optimizer_.adapter(), optimizer_.gradient(),
+                                    &batch == &batches.back() ? layer_done : LayerDone())
                   .loss_sum;
     }
     finish_step(loss);
