@@ -89,7 +89,8 @@ class SafetensorsFile : public WeightFile {
                        again);
     }
     const char* text = reinterpret_cast<const char*>(file_.data()) + sizeof(header_size);
-    if (nests_too_deep({text, header_size})) throw InputError("its header nests too deep", path, again);
+    if (nests_too_deep({text, header_size}))
+      throw InputError("its header is JSON that nests too deep", path, again);
     std::set<std::string> names;
     bool repeated = false;
     // The parser keeps the last of two equal keys; a callback sees both.
