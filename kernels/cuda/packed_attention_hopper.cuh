@@ -159,8 +159,8 @@ __global__ void __launch_bounds__(F::threads, 1)
     int64_t index = blockIdx.x;
     while (true) {
       const PackedTile tile = tiles.find<false>(index, section);
-      barrier_wait(&shared.q_empty[q.stage], q.parity ^ 1);
       if (leader) {
+        barrier_wait(&shared.q_empty[q.stage], q.parity ^ 1);
         shared.tile[q.stage] = tile;
         if (tile.head < 0) {
           barrier_arrive(&shared.q_full[q.stage]);

@@ -92,8 +92,8 @@ __global__ void __launch_bounds__(F::threads, 1)
       int64_t index = blockIdx.x;
       while (true) {
         const PackedTile tile = tiles.find<true>(index, [&](int) { return p.key_heads; });
-        barrier_wait(&shared.kv_empty, kv_parity ^ 1);
         if (lane == 0) {
+          barrier_wait(&shared.kv_empty, kv_parity ^ 1);
           shared.tile = tile;
           if (tile.head < 0) {
             barrier_arrive(&shared.kv_full);

@@ -72,8 +72,8 @@ __global__ void __launch_bounds__(F::threads, 1)
     int64_t index = blockIdx.x;
     while (true) {
       const PackedTile tile = tiles.find<false>(index, section);
-      barrier_wait(&shared.q_empty, q_parity ^ 1);
       if (lane == 0) {
+        barrier_wait(&shared.q_empty, q_parity ^ 1);
         shared.tile = tile;
         if (tile.head < 0) {
           barrier_arrive(&shared.q_full);

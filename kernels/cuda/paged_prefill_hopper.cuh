@@ -87,10 +87,10 @@ class PrefillProducer {
       push({record[0], record[1]}, work % a_.key_heads);
       work = __shfl_sync(0xFFFFFFFFU, next, 0);
     }
-    barrier_wait(&shared_.q_empty, q_.parity);
     if (lane_ == 0) {
-      shared_.tile = {.head = -1};
-      barrier_expect(&shared_.q_full, 0);
+      barrier_wait(&shared_.q_empty, q_.parity);
+      shared_.tile.head = -1;
+      barrier_arrive(&shared_.q_full);
       leave_queue(a_.plan + prefill_queue);
     }
   }

@@ -3,6 +3,7 @@
 
 #include "core/buffer.hpp"
 #include "dist/communicator.hpp"
+#include "dist/operands.hpp"
 
 namespace sl {
 namespace {
@@ -13,17 +14,21 @@ class LocalCommunicator : public Communicator {
   int rank() const override { return 0; }
   int size() const override { return 1; }
   bool in_stream() const override { return true; }
-  void all_reduce_sum(const Tensor& tensor) override { check(tensor); }
-  void all_reduce_max(const Tensor& tensor) override { check(tensor); }
+  void all_reduce_sum(const Tensor& tensor) override { require_numbers("all_reduce", tensor); }
+  void all_reduce_max(const Tensor& tensor) override { require_numbers("all_reduce", tensor); }
   void reduce_sum(const Tensor& tensor, int root) override {
     require(root == 0, "a sum for a rank outside the group");
-    check(tensor);
+    require_numbers("reduce", tensor);
   }
   void reduce_scatter_sum(const Tensor& whole, const Tensor& part) override {
-    check(whole);
-    copy("reduce_scatter", whole, part);
+    require_numbers("reduce_scatter", whole);
+    require_parts("reduce_scatter", whole, part, 1);
+    copy(whole, part);
   }
-  void all_gather(const Tensor& part, const Tensor& out) override { copy("all_gather", part, out); }
+  void all_gather(const Tensor& part, const Tensor& out) override {
+    require_parts("all_gather", out, part, 1);
+    copy(part, out);
+  }
   void broadcast(std::span<std::byte>, int root) override {
     require(root == 0, "broadcast from a rank outside the group");
   }
@@ -33,18 +38,11 @@ class LocalCommunicator : public Communicator {
   void barrier() override {}
 
  private:
-  static void copy(const char* call, const Tensor& from, const Tensor& to) {
-    require(from.contiguous() && to.contiguous() && from.dtype() == to.dtype() &&
-                from.device() == to.device() && from.size() == to.size(),
-            std::string(call) + " of " + from.describe() + " among 1 rank into " + to.describe());
+  static void copy(const Tensor& from, const Tensor& to) {
     if (from.raw() == to.raw()) return;
     std::vector<std::byte> bytes(static_cast<size_t>(from.bytes()));
     copy_to_host(bytes.data(), from, from.bytes());
     copy_to_device(to, bytes.data(), to.bytes());
-  }
-  static void check(const Tensor& tensor) {
-    require(tensor.contiguous() && (tensor.dtype() == DType::f32 || tensor.dtype() == DType::bf16),
-            "all_reduce of " + tensor.describe());
   }
 };
 

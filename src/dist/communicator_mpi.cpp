@@ -9,6 +9,7 @@
 
 #include "core/activity.hpp"
 #include "core/buffer.hpp"
+#include "dist/operands.hpp"
 
 namespace sl {
 namespace {
@@ -49,8 +50,7 @@ MpiCommunicator::~MpiCommunicator() {
 
 void MpiCommunicator::reduce_sum(const Tensor& tensor, int root) {
   require(root >= 0 && root < size_, "a sum for a rank outside the group");
-  require(tensor.contiguous() && (tensor.dtype() == DType::f32 || tensor.dtype() == DType::bf16),
-          "reduce of " + tensor.describe());
+  require_numbers("reduce", tensor);
   if (tensor.device() == Device::cuda || tensor.dtype() != DType::f32) {  // through the host, in f32
     std::vector<float> values = download_floats(tensor);
     reduce_to(root, values.data(), tensor.size());
@@ -62,11 +62,8 @@ void MpiCommunicator::reduce_sum(const Tensor& tensor, int root) {
 }
 
 void MpiCommunicator::reduce_scatter_sum(const Tensor& whole, const Tensor& part) {
-  require(whole.contiguous() && part.contiguous() && whole.dtype() == part.dtype() &&
-              whole.device() == part.device() && whole.size() == part.size() * size_ &&
-              (part.dtype() == DType::f32 || part.dtype() == DType::bf16),
-          "reduce_scatter of " + whole.describe() + " to " + std::to_string(size_) + " ranks into " +
-              part.describe());
+  require_numbers("reduce_scatter", whole);
+  require_parts("reduce_scatter", whole, part, size_);
   std::vector<float> values = download_floats(whole);
   const int64_t count = part.size();
   for (int rank = 0; rank < size_; ++rank) reduce_to(rank, values.data() + rank * count, count);
@@ -86,10 +83,7 @@ void MpiCommunicator::reduce_to(int root, float* values, int64_t count) {
 
 void MpiCommunicator::all_gather(const Tensor& part, const Tensor& out) {
   const Waiting waiting("all_gather", name_);
-  require(part.contiguous() && out.contiguous() && part.dtype() == out.dtype() &&
-              part.device() == out.device() && out.size() == part.size() * size_,
-          "all_gather of " + part.describe() + " from " + std::to_string(size_) + " ranks into " +
-              out.describe());
+  require_parts("all_gather", out, part, size_);
   if (part.device() == Device::cuda) {  // through the host
     const int64_t bytes = part.bytes();
     std::vector<std::byte> all(static_cast<size_t>(out.bytes()));
@@ -163,8 +157,7 @@ void MpiCommunicator::barrier() {
 void MpiCommunicator::reduce(const Tensor& tensor, MPI_Op operation) {
   const Waiting waiting(operation == MPI_SUM ? "all_reduce_sum" : "all_reduce_max", name_);
   const bool host_floats = tensor.device() != Device::cuda && tensor.dtype() == DType::f32;
-  require(tensor.contiguous() && (tensor.dtype() == DType::f32 || tensor.dtype() == DType::bf16),
-          "all_reduce of " + tensor.describe());
+  require_numbers("all_reduce", tensor);
   if (!host_floats) {  // through the host, in f32
     std::vector<float> values = download_floats(tensor);
     reduce_in_pieces(values.data(), tensor.size(), piece_, MPI_FLOAT, operation, comm_);

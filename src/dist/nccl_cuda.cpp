@@ -9,6 +9,7 @@
 
 #include "core/log.hpp"
 #include "dist/nccl.hpp"
+#include "dist/operands.hpp"
 #include "kernels/cuda/peer_all_reduce.hpp"
 #include "kernels/device.hpp"
 
@@ -100,29 +101,22 @@ class NcclCommunicator : public Communicator {
   void all_reduce_max(const Tensor& tensor) override { reduce(tensor, ncclMax); }
   void reduce_sum(const Tensor& tensor, int root) override {
     if (tensor.device() != Device::cuda) return host_->reduce_sum(tensor, root);
-    require(tensor.contiguous() && (tensor.dtype() == DType::f32 || tensor.dtype() == DType::bf16),
-            "reduce of " + tensor.describe());
+    require_numbers("reduce", tensor);
     check(ncclReduce(tensor.raw(), tensor.raw(), static_cast<size_t>(tensor.size()), type_of(tensor), ncclSum,
                      root, comm_, stream_),
           "ncclReduce");
   }
   void reduce_scatter_sum(const Tensor& whole, const Tensor& part) override {
     if (part.device() != Device::cuda) return host_->reduce_scatter_sum(whole, part);
-    require(whole.contiguous() && part.contiguous() && whole.dtype() == part.dtype() &&
-                whole.device() == part.device() && whole.size() == part.size() * size() &&
-                (part.dtype() == DType::f32 || part.dtype() == DType::bf16),
-            "reduce_scatter of " + whole.describe() + " to " + std::to_string(size()) + " ranks into " +
-                part.describe());
+    require_numbers("reduce_scatter", whole);
+    require_parts("reduce_scatter", whole, part, size());
     check(ncclReduceScatter(whole.raw(), part.raw(), static_cast<size_t>(part.size()), type_of(part), ncclSum,
                             comm_, stream_),
           "ncclReduceScatter");
   }
   void all_gather(const Tensor& part, const Tensor& out) override {
     if (part.device() != Device::cuda) return host_->all_gather(part, out);
-    require(part.contiguous() && out.contiguous() && part.dtype() == out.dtype() &&
-                part.device() == out.device() && out.size() == part.size() * size(),
-            "all_gather of " + part.describe() + " from " + std::to_string(size()) + " ranks into " +
-                out.describe());
+    require_parts("all_gather", out, part, size());
     check(
         ncclAllGather(part.raw(), out.raw(), static_cast<size_t>(part.size()), type_of(part), comm_, stream_),
         "ncclAllGather");
@@ -151,8 +145,7 @@ class NcclCommunicator : public Communicator {
   void reduce(const Tensor& tensor, ncclRedOp_t operation) {
     if (tensor.device() != Device::cuda)
       return operation == ncclSum ? host_->all_reduce_sum(tensor) : host_->all_reduce_max(tensor);
-    require(tensor.contiguous() && (tensor.dtype() == DType::f32 || tensor.dtype() == DType::bf16),
-            "all_reduce of " + tensor.describe());
+    require_numbers("all_reduce", tensor);
     if (peers_ && operation == ncclSum && (all_through_peers_ || tensor.bytes() <= peers_->most_bytes()))
       return sum_through_peers(tensor);
     check(ncclAllReduce(tensor.raw(), tensor.raw(), static_cast<size_t>(tensor.size()), type_of(tensor),

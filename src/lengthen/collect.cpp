@@ -148,7 +148,7 @@ class Collection {
     std::optional<Table> table;
     for (int64_t i = slice.begin; i < slice.end; ++i) {
       FinalRow& row = rows_[static_cast<size_t>(i)];
-      if (!table || i == slice.begin || row.source != rows_[static_cast<size_t>(i - 1)].source)
+      if (!table || row.source != rows_[static_cast<size_t>(i - 1)].source)
         table = read_table(sources_[row.source]);
       const LengthDemand& demand = row.weaving.demand;
       instructions.push_back(std::move(row.instruction));

@@ -49,18 +49,16 @@ std::string below_ten_thousand(int64_t number, bool inside) {
   return text;
 }
 
-bool is_decimal(char c) { return c >= '0' && c <= '9'; }
-
 // Whether a number goes on over this edge of what was found in `text`: a digit, or a comma with digits
 // beyond.
 bool digits_before(std::string_view text, size_t at) {
-  if (at > 0 && is_decimal(text[at - 1])) return true;
-  return at > 1 && text[at - 1] == ',' && is_decimal(text[at - 2]);
+  if (at > 0 && is_ascii_digit(text[at - 1])) return true;
+  return at > 1 && text[at - 1] == ',' && is_ascii_digit(text[at - 2]);
 }
 bool digits_behind(std::string_view text, size_t end) {
-  if (end < text.size() && is_decimal(text[end])) return true;
+  if (end < text.size() && is_ascii_digit(text[end])) return true;
   // "2000,3000" are two numbers: a comma inside of one has three digits behind it, and no fourth.
-  const auto digit = [&](size_t at) { return at < text.size() && is_decimal(text[at]); };
+  const auto digit = [&](size_t at) { return at < text.size() && is_ascii_digit(text[at]); };
   return end < text.size() && text[end] == ',' && digit(end + 1) && digit(end + 2) && digit(end + 3) &&
          !digit(end + 4);
 }

@@ -1,6 +1,7 @@
 #include "text/length_score.hpp"
 
 #include "core/error.hpp"
+#include "text/unicode.hpp"
 
 #include <algorithm>
 #include <array>
@@ -17,21 +18,19 @@ constexpr std::array<std::pair<LengthType, std::string_view>, 4> type_names = {
      {LengthType::above, "above"},
      {LengthType::below, "below"}}};
 
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
-
 // Whole numbers in the text; a comma between digits ("5,000") belongs to its number.
 std::vector<double> numbers_in(std::string_view text) {
   std::vector<double> numbers;
   for (size_t at = 0; at < text.size();) {
-    if (!is_digit(text[at])) {
+    if (!is_ascii_digit(text[at])) {
       ++at;
       continue;
     }
     double value = 0;
     for (; at < text.size(); ++at) {
-      if (is_digit(text[at])) {
+      if (is_ascii_digit(text[at])) {
         value = 10 * value + (text[at] - '0');
-      } else if (text[at] != ',' || at + 1 == text.size() || !is_digit(text[at + 1])) {
+      } else if (text[at] != ',' || at + 1 == text.size() || !is_ascii_digit(text[at + 1])) {
         break;
       }
     }

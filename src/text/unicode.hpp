@@ -10,6 +10,8 @@
 
 namespace sl {
 
+inline bool is_ascii_digit(char c) { return c >= '0' && c <= '9'; }
+
 struct CodePoint {
   char32_t value = 0;
   int length = 0;  // bytes it takes in the text: 1-4
