@@ -135,7 +135,9 @@ __device__ __forceinline__ void fence_async() { asm volatile("fence.proxy.async.
 //
 // A barrier's phase ends when `arrivals` threads have arrived and all announced bytes have landed. Waiting
 // for parity p returns once the phase of that parity has ended: a fresh barrier is in phase 0, so wait(1)
-// returns at once.
+// returns at once. What ordinary instructions read or write, every lane guards with its own arrival; for what
+// only products and copies touch, one lane arrives after __syncwarp(). Both are right, but racecheck follows
+// only the first (doc/performance.md).
 
 __device__ __forceinline__ void barrier_init(uint64_t* barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals)

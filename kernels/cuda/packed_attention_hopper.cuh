@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(F::threads, 1)
     constexpr int consumer_warps = 4 * F::consumers;
     for (int i = 0; i < F::q_stages; ++i) {
       barrier_init(&shared.q_full[i], 1);
-      barrier_init(&shared.q_empty[i], consumer_warps);
+      barrier_init(&shared.q_empty[i], consumer_warps * 32);
     }
     for (int i = 0; i < stages; ++i) {
       barrier_init(&shared.k_full[i], 1);
@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(F::threads, 1)
     const int consumer = warpgroup - 1, lane = threadIdx.x % 32;
     const int my_turn = 1 + consumer, next_turn = 1 + (consumer + 1) % F::consumers;
     const auto release = [&](uint64_t* empty) {
-      __syncwarp();  // all lanes have read what is given back
+      __syncwarp();
       if (lane == 0) barrier_arrive(empty);
     };
     const auto take_turn = [&] { named_sync(my_turn, 256); };
@@ -310,7 +310,7 @@ __global__ void __launch_bounds__(F::threads, 1)
       if constexpr (N % F::rows != 0)
         for (; block >= 0 && (block + 1) * N > tile.tile * F::rows; --block) step(std::true_type{});
       for (; block >= 0; --block) step(std::false_type{});
-      release(&shared.q_empty[q.stage]);
+      barrier_arrive(&shared.q_empty[q.stage]);
       q.next();
 
       finish_values();

@@ -70,10 +70,10 @@ __global__ void __launch_bounds__(F::threads, 1)
   if (threadIdx.x == 0) {
     constexpr int consumer_warps = 8;
     barrier_init(&shared.kv_full, 1);
-    barrier_init(&shared.kv_empty, consumer_warps + 1);
+    barrier_init(&shared.kv_empty, (consumer_warps + 1) * 32);
     for (int i = 0; i < stages; ++i) {
-      barrier_init(&shared.q_full[i], 2);
-      barrier_init(&shared.q_empty[i], consumer_warps);
+      barrier_init(&shared.q_full[i], 1 + 32);
+      barrier_init(&shared.q_empty[i], consumer_warps * 32);
       barrier_init(&shared.grad_full[i], 1);
       barrier_init(&shared.grad_empty[i], consumer_warps);
     }
@@ -134,8 +134,7 @@ __global__ void __launch_bounds__(F::threads, 1)
         barrier_wait(&shared.kv_full, kv_parity);
         kv_parity ^= 1;
         const PackedTile tile = uniform(shared.tile);
-        __syncwarp();
-        if (lane == 0) barrier_arrive(&shared.kv_empty);
+        barrier_arrive(&shared.kv_empty);
         if (tile.head < 0) break;
         const QuerySteps<F> steps(tile, group);
         for (int block = steps.blocks - 1; block >= steps.first_block; --block) {
@@ -148,8 +147,7 @@ __global__ void __launch_bounds__(F::threads, 1)
             shared.log_sum_exp[stage.stage][statistic_place(lane + 32)] = high.log_sum_exp;
             shared.delta[stage.stage][statistic_place(lane)] = low.delta;
             shared.delta[stage.stage][statistic_place(lane + 32)] = high.delta;
-            __syncwarp();
-            if (lane == 0) barrier_arrive(&shared.q_full[stage.stage]);
+            barrier_arrive(&shared.q_full[stage.stage]);
             stage.next();
           }
         }
@@ -159,7 +157,7 @@ __global__ void __launch_bounds__(F::threads, 1)
     take_registers<240>();
     const int consumer = warpgroup - 1;
     const auto release = [&](uint64_t* empty) {
-      __syncwarp();  // all lanes have read what is given back
+      __syncwarp();
       if (lane == 0) barrier_arrive(empty);
     };
     const float scale_log2 = p.scale * 1.4426950408889634F;
@@ -256,7 +254,7 @@ __global__ void __launch_bounds__(F::threads, 1)
         wgmma_wait<1>();
         if constexpr (!decltype(first)::value) {
           pin(dk);
-          release(&shared.q_empty[old_stage]);
+          barrier_arrive(&shared.q_empty[old_stage]);
         }
 #pragma unroll
         for (int i = 0; i < queries / 4; ++i) left[i] = pack(s[2 * i], s[2 * i + 1]);
@@ -278,8 +276,8 @@ __global__ void __launch_bounds__(F::threads, 1)
       start_sum(dk, &shared.q[old_stage][0][0][0]);
       wgmma_wait<0>();
       pin(dk);
-      release(&shared.q_empty[old_stage]);
-      release(&shared.kv_empty);
+      barrier_arrive(&shared.q_empty[old_stage]);
+      barrier_arrive(&shared.kv_empty);
 
       const int64_t first_row = tile.first + first_key;
       const int rows = tile.end - static_cast<int>(first_row);

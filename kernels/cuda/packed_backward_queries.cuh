@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(F::threads, 1)
   if (threadIdx.x == 0) {
     constexpr int consumer_warps = 8;
     barrier_init(&shared.q_full, 1);
-    barrier_init(&shared.q_empty, consumer_warps);
+    barrier_init(&shared.q_empty, consumer_warps * 32);
     for (int i = 0; i < F::key_stages; ++i) {
       barrier_init(&shared.k_full[i], 1);
       barrier_init(&shared.k_empty[i], consumer_warps);
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(F::threads, 1)
     take_registers<232>();
     const int consumer = warpgroup - 1;
     const auto release = [&](uint64_t* empty) {
-      __syncwarp();  // all lanes have read what is given back
+      __syncwarp();
       if (lane == 0) barrier_arrive(empty);
     };
     // The warpgroups start their products in turn.
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(F::threads, 1)
       make_ds(std::true_type{}, std::integral_constant<int, 0>{});
       for (--block; block >= 0 && (block + 1) * N > tile.tile * F::rows; --block) step(std::true_type{});
       for (; block >= 0; --block) step(std::false_type{});
-      release(&shared.q_empty);
+      barrier_arrive(&shared.q_empty);
       finish_sum();
       start_sum();
       wgmma_wait<0>();

@@ -274,7 +274,7 @@ __global__ void __launch_bounds__(F::threads, 1)
     prefetch_map(&v_map);
     constexpr int consumer_warps = 4 * F::consumers;
     barrier_init(&shared.q_full, 1);
-    barrier_init(&shared.q_empty, consumer_warps);
+    barrier_init(&shared.q_empty, consumer_warps * 32);
     barrier_init(&shared.tail_full, 1);
     for (int i = 0; i < stages; ++i) {
       barrier_init(&shared.k_full[i], 1);
@@ -296,7 +296,7 @@ __global__ void __launch_bounds__(F::threads, 1)
   take_registers<232>();
   const int consumer = warpgroup - 1, lane = threadIdx.x % 32;
   const auto release = [&](uint64_t* empty) {
-    __syncwarp();  // all lanes have read what is given back
+    __syncwarp();
     if (lane == 0) barrier_arrive(empty);
   };
   // Named barriers 1 and 2: whose turn it is to start products.
@@ -403,7 +403,7 @@ __global__ void __launch_bounds__(F::threads, 1)
       // Blocks that reach beyond what the first row sees.
       for (; block >= 0 && (block + 1) * N > tile.before + 1; --block) step(std::true_type{});
       for (; block >= 0; --block) step(std::false_type{});
-      release(&shared.q_empty);
+      barrier_arrive(&shared.q_empty);
 
       finish_values();
       prepare_values();
@@ -415,7 +415,7 @@ __global__ void __launch_bounds__(F::threads, 1)
       release(&shared.v_empty[v.slot]);
       v.next(stages);
     } else {
-      release(&shared.q_empty);
+      barrier_arrive(&shared.q_empty);
     }
 
 #pragma unroll
