@@ -54,6 +54,11 @@ Range share_of(int64_t n, int parts, int part) {
   return {begin, begin + small + (part < larger ? 1 : 0)};
 }
 
+int64_t samples_to_take(int64_t left, int replicas, int64_t room) {
+  require(left >= 0 && replicas > 0 && room > 0, "no samples to take");
+  return std::clamp<int64_t>(left / (int64_t{2} * replicas), 1, room);
+}
+
 HeadShare head_share(int64_t query_heads, int64_t key_heads, int tp, int tp_rank) {
   require(key_heads > 0 && query_heads % key_heads == 0 && query_heads % tp == 0 &&
               (key_heads % tp == 0 || tp % key_heads == 0),

@@ -29,6 +29,10 @@ Place place_of(int rank, const Grid& grid);
 // Part `part` of n things in `parts` consecutive shares that differ by one at most, larger ones first.
 Range share_of(int64_t n, int parts, int part);
 
+// How many samples a replica takes that has room for so many more, when `left` are not handed out yet: half
+// of its even share of them, at least one, so that no replica sits on work while another has none.
+int64_t samples_to_take(int64_t left, int replicas, int64_t room);
+
 // Attention heads of a tensor-parallel rank. Key-value heads are replicated where tp exceeds their number.
 struct HeadShare {
   Range query_heads, key_heads;

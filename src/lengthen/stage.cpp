@@ -105,13 +105,12 @@ class StageRun {
     return decision;
   }
 
-  // Small shares of what is left, so that no replica sits on work while another has none.
   void take(Decision& decision) {
     const int64_t room = session_.limits.max_sequences - static_cast<int64_t>(in_flight_.size());
     if (room <= 0 || exhausted_) return;
     const auto total = static_cast<int64_t>(pending_.size());
     const int64_t left = std::max<int64_t>(0, total - session_.counters.read(next_pending));
-    const int64_t share = std::clamp<int64_t>(left / (2 * session_.groups.grid.dp), 1, room);
+    const int64_t share = samples_to_take(left, session_.groups.grid.dp, room);
     decision.take_begin = std::min(total, session_.counters.fetch_add(next_pending, share));
     decision.take_end = std::min(total, decision.take_begin + share);
   }

@@ -10,8 +10,6 @@
 namespace sl {
 namespace {
 
-constexpr int64_t bucket_elements = int64_t{16} << 20;
-
 // All the numbers held here, in the same layout for everything of one form.
 Tensor flat_of(const Trainable& trainable) {
   return trainable.adapter != nullptr ? trainable.adapter->flat() : trainable.parameters->flat();
@@ -76,15 +74,9 @@ Optimizer::Optimizer(const Transformer& model, const Trainable& trained, double 
   }
   require(weights().size() == all.size(), "the model's weights have room for adapters");
 
-  const int64_t replicas = data_parallel.size();
-  if (trained.parameters != nullptr && replicas > 1) {
-    constexpr int64_t together = 32;  // numbers; their addresses stay aligned
-    share_ = all.size() / replicas / together * together;
-    const int64_t rest = replicas * share_;
-    held_ = {{data_parallel.rank() * share_, 0, share_}, {rest, share_, all.size() - rest}};
-  } else {
-    held_ = {{0, 0, all.size()}};
-  }
+  const int replicas = data_parallel.size();
+  if (trained.parameters != nullptr) share_ = state_share(all.size(), replicas);
+  held_ = held_numbers(all.size(), share_, replicas, data_parallel.rank());
   const int64_t count = held_.back().at + held_.back().count;
   moments_buffer_ = Buffer(device, 2 * count * size_of(DType::f32), "optimizer");
   const Tensor moments(moments_buffer_.data(), DType::f32, device, {2 * count});
@@ -94,12 +86,12 @@ Optimizer::Optimizer(const Transformer& model, const Trainable& trained, double 
   if (share_ > 0) {
     exact_buffer_ = Buffer(device, count * size_of(DType::f32), "optimizer");
     exact_ = Tensor(exact_buffer_.data(), DType::f32, device, {count});
-    for (const Held& part : held_) {
+    for (const HeldNumbers& part : held_) {
       copy_floats(model.context, all.rows(part.begin, part.begin + part.count),
                   exact_.rows(part.at, part.at + part.count));
     }
   }
-  plan_buckets();
+  plan_ = plan_buckets(layer_begins(gradient(), model.config->layers), all.size(), share_, replicas);
   publish();
 }
 
@@ -123,7 +115,7 @@ Tensor Optimizer::weights() const {
 // What the model computes with becomes what is held exactly, in all replicas.
 void Optimizer::publish() {
   const Tensor all = weights();
-  for (const Held& part : held_) {
+  for (const HeldNumbers& part : held_) {
     const Tensor exact = exact_.rows(part.at, part.at + part.count);
     const Tensor place = all.rows(part.begin, part.begin + part.count);
     if (exact.raw() != place.raw()) run(model_.context, Copy{exact, place});
@@ -140,38 +132,8 @@ void Optimizer::gather(const Tensor& all) const {
 
 void Optimizer::zero_gradient() { run(model_.context, Fill{gradient_.flat(), 0.0F}); }
 
-// Every replica sums the same buckets in the same order, whenever it does.
-void Optimizer::plan_buckets() {
-  const std::vector<int64_t> layers = layer_begins(gradient(), model_.config->layers);
-  const int64_t shared = data_parallel_->size() * share_;
-  const auto owner_of = [&](int64_t number) {
-    return number < shared ? static_cast<int>(number / share_) : -1;
-  };
-  buckets_from_layer_on_.resize(layers.size());
-  int64_t end = gradient_.flat().size();
-  const auto add_down_to = [&](int64_t begin) {
-    while (end > begin) {
-      const int owner = owner_of(end - 1);
-      int64_t from = std::max(begin, end - bucket_elements);
-      if (owner >= 0) {
-        from = std::max(from, owner * share_);
-      } else if (share_ > 0) {
-        from = std::max(from, shared);
-      }
-      buckets_.push_back({from, end, owner});
-      end = from;
-    }
-  };
-  for (size_t layer = layers.size(); layer-- > 0;) {
-    // Small layers go together.
-    if (end - layers[layer] >= bucket_elements || layer == 0) add_down_to(layers[layer]);
-    buckets_from_layer_on_[layer] = buckets_.size();
-  }
-  add_down_to(0);
-}
-
 void Optimizer::layer_complete(int64_t layer) {
-  const size_t complete = buckets_from_layer_on_[static_cast<size_t>(layer)];
+  const size_t complete = plan_.from_layer_on[static_cast<size_t>(layer)];
   if (data_parallel_->size() == 1 || complete <= sent_) return;
   data_parallel_->send_beside([&] { send_buckets(complete); });
 }
@@ -180,13 +142,13 @@ void Optimizer::reduce_gradient() {
   if (data_parallel_->size() == 1) return;
   const bool beside = sent_ > 0;
   if (beside) data_parallel_->join();
-  send_buckets(buckets_.size());
+  send_buckets(plan_.buckets.size());
   sent_ = 0;
 }
 
 void Optimizer::send_buckets(size_t count) {
   for (; sent_ < count; ++sent_) {
-    const Bucket& bucket = buckets_[sent_];
+    const GradientBucket& bucket = plan_.buckets[sent_];
     const Tensor numbers = gradient_.flat().rows(bucket.begin, bucket.end);
     if (bucket.owner < 0) {
       data_parallel_->all_reduce_sum(numbers);
@@ -204,7 +166,7 @@ double Optimizer::gradient_norm() const {
   };
   const auto* const first = gradient_.flat().data<float>();
   const int rank = model_.shard->tp_rank;
-  for (const Held& part : held_) {
+  for (const HeldNumbers& part : held_) {
     const bool counted = share_ == 0 || &part == &held_.front() || data_parallel_->rank() == 0;
     if (!counted) continue;
     if (model_.shard->tp == 1) {
@@ -223,7 +185,7 @@ double Optimizer::gradient_norm() const {
   return std::sqrt(squares);
 }
 
-void Optimizer::update_part(const Held& part, double weight_decay, double learning_rate,
+void Optimizer::update_part(const HeldNumbers& part, double weight_decay, double learning_rate,
                             double gradient_scale) {
   if (part.count == 0) return;
   const auto held = [&](const Tensor& tensor) { return tensor.rows(part.at, part.at + part.count); };
@@ -242,7 +204,7 @@ void Optimizer::update_part(const Held& part, double weight_decay, double learni
 
 void Optimizer::update(double learning_rate, double gradient_scale) {
   ++updates_;
-  for (const Held& part : held_) {
+  for (const HeldNumbers& part : held_) {
     if (trained_.adapter != nullptr || weight_decay_ == 0.0) {
       update_part(part, weight_decay_, learning_rate, gradient_scale);
       continue;
@@ -264,7 +226,7 @@ void Optimizer::update(double learning_rate, double gradient_scale) {
 FormOf Optimizer::whole(Part part) const {
   FormOf form(model_, trained_, Device::cpu, "checkpoint");
   const Tensor all = form.flat();
-  for (const Held& held : held_) {
+  for (const HeldNumbers& held : held_) {
     copy_floats(model_.context, state(part).rows(held.at, held.at + held.count),
                 all.rows(held.begin, held.begin + held.count));
   }
@@ -274,7 +236,7 @@ FormOf Optimizer::whole(Part part) const {
 
 void Optimizer::adopt(Part part, const FormOf& whole) {
   const Tensor all = whole.flat();
-  for (const Held& held : held_) {
+  for (const HeldNumbers& held : held_) {
     copy_floats(model_.context, all.rows(held.begin, held.begin + held.count),
                 state(part).rows(held.at, held.at + held.count));
   }

@@ -18,6 +18,7 @@
 #include "dist/communicator.hpp"
 #include "model/training_pass.hpp"
 #include "model/transformer.hpp"
+#include "train/optimizer_layout.hpp"
 
 namespace sl {
 
@@ -73,22 +74,11 @@ class Optimizer {
   void collect();
 
  private:
-  // Flat numbers begin .. begin + count, which lie at `at` in the parts of the state here.
-  struct Held {
-    int64_t begin, at, count;
-  };
-
-  // Flat numbers of the gradient that are summed at once, for one replica that holds them or for all.
-  struct Bucket {
-    int64_t begin, end;
-    int owner;  // -1: all replicas
-  };
-  void plan_buckets();
   void send_buckets(size_t count);
 
   const Tensor& state(Part part) const;
   Tensor weights() const;  // flat: what the model computes with
-  void update_part(const Held& part, double weight_decay, double learning_rate, double gradient_scale);
+  void update_part(const HeldNumbers& part, double weight_decay, double learning_rate, double gradient_scale);
   void publish();
   void gather(const Tensor& all) const;
 
@@ -98,12 +88,11 @@ class Optimizer {
   double weight_decay_;
   Communicator* data_parallel_;
   FormOf gradient_;
-  int64_t share_ = 0;            // numbers that each replica holds alone; 0: every replica holds all
-  std::vector<Held> held_;       // its share, and what is left over, which all hold
-  std::vector<Bucket> buckets_;  // from the end of the flat numbers to their begin
-  std::vector<size_t> buckets_from_layer_on_;  // of each layer: the first so many lie in it and later ones
-  size_t sent_ = 0;                            // buckets of this step
-  Buffer exact_buffer_;                        // of a share
+  int64_t share_ = 0;  // numbers that each replica holds alone; 0: every replica holds all
+  std::vector<HeldNumbers> held_;
+  BucketPlan plan_;
+  size_t sent_ = 0;      // buckets of this step
+  Buffer exact_buffer_;  // of a share
   Buffer moments_buffer_;
   Tensor exact_, first_moment_, second_moment_;  // f32, as held_ says
   int64_t updates_ = 0;

@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <set>
 #include <utility>
+#include <vector>
 
 #include "core/error.hpp"
+#include "core/rng.hpp"
 
 namespace sl {
 namespace {
@@ -98,6 +100,66 @@ TEST(ShareOf, NoSuchShareIsABug) {
   EXPECT_THROW(share_of(4, 0, 0), BugError);
   EXPECT_THROW(share_of(4, 2, 2), BugError);
   EXPECT_THROW(share_of(4, 2, -1), BugError);
+}
+
+TEST(SamplesToTake, HalfAnEvenShareButNeverNoneNorMoreThanThereIsRoom) {
+  EXPECT_EQ(samples_to_take(1000, 4, 256), 125);
+  EXPECT_EQ(samples_to_take(1000, 4, 100), 100);
+  EXPECT_EQ(samples_to_take(15, 4, 100), 1);
+  EXPECT_EQ(samples_to_take(0, 4096, 1), 1);
+  EXPECT_EQ(samples_to_take(1000, 1, 1000), 500);
+  EXPECT_THROW(samples_to_take(-1, 4, 1), BugError);
+  EXPECT_THROW(samples_to_take(1, 4, 0), BugError);
+}
+
+// Replicas take in any order, and between looking at what is left and taking others may have taken.
+TEST(SamplesToTake, EverySampleIsHandedOutOnceUpTo4096Replicas) {
+  for (const int replicas : {1, 2, 3, 7, 64, 1000, 1024, 4096}) {
+    for (const int64_t total : {int64_t{0}, int64_t{1}, int64_t{5000}, int64_t{100003}}) {
+      Random random({.seed = 3, .sample = replicas, .attempt = static_cast<int32_t>(total)});
+      int64_t counter = 0;  // what fetch_add works on
+      int64_t given = 0;
+      std::vector<int64_t> seen_left(static_cast<size_t>(replicas), -1);  // -1: has not looked
+      while (given < total) {
+        const auto replica = static_cast<size_t>(random.below(replicas));
+        const int64_t left = std::max<int64_t>(0, total - counter);
+        int64_t& seen = seen_left[replica];
+        if (seen < 0 && random.below(2) == 0) {
+          seen = left;
+          continue;
+        }
+        if (seen < 0) seen = left;
+        const int64_t share = samples_to_take(seen, replicas, 1 + random.below(256));
+        ASSERT_LE(share, std::max<int64_t>(1, seen / (2 * replicas)));
+        const int64_t begin = std::min(total, counter), end = std::min(total, begin + share);
+        counter += share;
+        ASSERT_EQ(begin, given) << "a gap, or a sample twice";
+        given = end;
+        seen = -1;
+      }
+      ASSERT_EQ(given, total);
+    }
+  }
+}
+
+// When each replica has taken once, in turn, none has more than another's share and one sample besides, and
+// no less than a third of the samples are left for those that turn out to be faster.
+TEST(SamplesToTake, TheFirstRoundIsBalanced) {
+  for (const int replicas : {2, 16, 1024, 4096}) {
+    const int64_t total = int64_t{100} * replicas;
+    int64_t left = total;
+    const int64_t first = samples_to_take(left, replicas, total);
+    int64_t last = 0;
+    for (int replica = 0; replica < replicas; ++replica) {
+      last = samples_to_take(left, replicas, total);
+      ASSERT_LE(last, first);
+      left -= last;
+    }
+    // (1 - 1 / 2R)^R of them, which falls from 0.5625 at two replicas to e^-1/2 = 0.607 at many.
+    EXPECT_GE(left, total * 9 / 16);
+    EXPECT_LE(left, total * 62 / 100);
+    EXPECT_GE(2 * last, first);
+  }
 }
 
 TEST(HeadShare, KeyHeadsAreSplitWhileThereAreEnough) {
