@@ -54,6 +54,8 @@ constexpr Command commands[] = {
     {"bench train", "steps of training", "--shape smollm2-135m --context 512", bench_train_command},
     {"bench rollout", "the engine under the load of a stage",
      "--shape smollm2-135m --input-tokens 100 --output-tokens 400 --count 64", bench_rollout_command},
+    {"bench simulate", "a stage on up to thousands of replicas, from measured steps",
+     "--lengths lognormal:1000,0.5 --count 10000", bench_simulate_command},
 };
 
 std::string overview() {

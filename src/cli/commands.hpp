@@ -21,6 +21,7 @@ int bench_linear_command(const Arguments& arguments);
 int bench_decode_command(const Arguments& arguments);
 int bench_prefill_command(const Arguments& arguments);
 int bench_rollout_command(const Arguments& arguments);
+int bench_simulate_command(const Arguments& arguments);
 int bench_train_command(const Arguments& arguments);
 int bench_attention_command(const Arguments& arguments);
 int bench_sampling_command(const Arguments& arguments);

@@ -54,6 +54,7 @@ void RolloutStages::note(StageId stage, const StageResult& result, const Stopwat
   nlohmann::json row = report.to_json();
   row["seconds"] = watch.seconds();
   row["tokens_before"] = result.tokens_before;
+  row["replicas"] = result.replicas_to_json();
   row[session_.folder.part()] = number_;
   row["stage"] = stage_name(stage);
   session_.folder.append_metrics(row);

@@ -17,11 +17,6 @@ namespace {
 // Shared counters of a stage.
 enum Counter : int { next_pending = 0, finished = 1, stop_asked = 2 };
 
-int64_t samples_needed(int64_t samples, double cut) {
-  return std::min<int64_t>(samples,
-                           static_cast<int64_t>(std::ceil(cut * static_cast<double>(samples) - 1e-9)));
-}
-
 struct InFlight {
   InFlight(Session& session, Engine& engine, const StageSpec& spec, int64_t index)
       : sample(session, engine, spec.iteration, spec.id, index), task(spec.flow(sample)) {}
@@ -50,12 +45,14 @@ class StageRun {
   bool run() {
     recall_finished();
     session_.counters.reset();
+    const EngineStatistics before = engine_.statistics();
     if (session_.first()) session_.counters.fetch_add(finished, static_cast<int64_t>(costs_.size()));
     session_.groups.world->barrier();
     if (session_.leader()) {
       journal_.emplace(
           session_.folder.journal(spec_.iteration, std::string(stage_name(spec_.id)), session_.replica()));
     }
+    const Stopwatch watch;
     bool stopped = false;
     while (true) {
       const Decision decision = decide();
@@ -68,9 +65,26 @@ class StageRun {
       collect();
       report_progress(decision);
     }
+    const EngineStatistics after = engine_.statistics();
+    figures_.busy_seconds = watch.seconds();
+    figures_.tokens = after.generated_tokens - before.generated_tokens;
+    figures_.prompt_tokens = after.prompt_tokens_computed - before.prompt_tokens_computed;
+    figures_.steps = after.steps - before.steps;
     in_flight_.clear();  // abandoned: their requests leave the engine
     if (journal_) journal_->sync();
     return !stopped;
+  }
+
+  // Of all replicas, on every rank. After run(); collective over the world.
+  std::vector<ReplicaFigures> figures() const {
+    std::string own;
+    if (session_.leader()) own.assign(reinterpret_cast<const char*>(&figures_), sizeof(figures_));
+    std::vector<ReplicaFigures> all;
+    for (const std::string& one : session_.groups.world->all_gather(own)) {
+      if (one.empty()) continue;
+      std::memcpy(&all.emplace_back(), one.data(), sizeof(ReplicaFigures));
+    }
+    return all;
   }
 
   // Whether an earlier start of the run had finished this sample.
@@ -131,6 +145,7 @@ class StageRun {
       InFlight& flow = **it;
       if (flow.task.done()) {
         const nlohmann::json record = flow.task.result();
+        ++figures_.samples;
         if (journal_) {
           journal_->append(record);
           session_.counters.fetch_add(finished, 1);
@@ -170,10 +185,16 @@ class StageRun {
   std::vector<int64_t> costs_;    // tokens of the finished samples this replica knows of, ascending
   std::list<std::unique_ptr<InFlight>> in_flight_;
   std::optional<Journal> journal_;
+  ReplicaFigures figures_;
   bool exhausted_ = false;
 };
 
 }  // namespace
+
+int64_t samples_needed(int64_t samples, double cut) {
+  return std::min<int64_t>(samples,
+                           static_cast<int64_t>(std::ceil(cut * static_cast<double>(samples) - 1e-9)));
+}
 
 nlohmann::json StageReport::to_json() const {
   return {{"samples", samples},   {"accepted", accepted}, {"given_up", given_up}, {"abandoned", abandoned},
@@ -195,6 +216,27 @@ void StageResult::add(StageResult later) {
   std::move(later.accepted.begin(), later.accepted.end(), std::back_inserter(accepted));
   report += later.report;
   tokens_before += later.tokens_before;
+  seconds += later.seconds;
+  replicas.resize(later.replicas.size());
+  for (size_t i = 0; i < replicas.size(); ++i) {
+    replicas[i].busy_seconds += later.replicas[i].busy_seconds;
+    replicas[i].samples += later.replicas[i].samples;
+    replicas[i].tokens += later.replicas[i].tokens;
+    replicas[i].prompt_tokens += later.replicas[i].prompt_tokens;
+    replicas[i].steps += later.replicas[i].steps;
+  }
+}
+
+nlohmann::json StageResult::replicas_to_json() const {
+  nlohmann::json lists = {{"seconds", seconds}};
+  for (const ReplicaFigures& replica : replicas) {
+    lists["busy_seconds"].push_back(replica.busy_seconds);
+    lists["samples"].push_back(replica.samples);
+    lists["tokens"].push_back(replica.tokens);
+    lists["prompt_tokens"].push_back(replica.prompt_tokens);
+    lists["steps"].push_back(replica.steps);
+  }
+  return lists;
 }
 
 std::vector<nlohmann::json> cut_costliest(std::vector<nlohmann::json> records, int64_t samples, double cut) {
@@ -213,7 +255,7 @@ StageResult run_stage(Session& session, Engine& engine, const StageSpec& spec) {
   activity().stage(stage_name(spec.id).data(), spec.iteration, session.folder.part());
   StageRun stage(session, engine, spec);
   stage.run();
-  session.groups.world->barrier();
+  const std::vector<ReplicaFigures> figures = stage.figures();
   if (session.stop_agreed()) throw Stopped{};
 
   std::map<int64_t, nlohmann::json>
@@ -228,6 +270,9 @@ StageResult run_stage(Session& session, Engine& engine, const StageSpec& spec) {
   records.reserve(by_sample.size());
   for (auto& [sample, record] : by_sample) records.push_back(std::move(record));
   StageResult result;
+  result.replicas = figures;
+  for (const ReplicaFigures& replica : figures)
+    result.seconds = std::max(result.seconds, replica.busy_seconds);
   result.report.samples = spec.last_sample - spec.first_sample;
   if (session.method.deterministic) {
     records = cut_costliest(std::move(records), result.report.samples, session.method.straggler_cut);

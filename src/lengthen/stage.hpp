@@ -31,16 +31,30 @@ struct StageReport {
   StageReport& operator+=(const StageReport& other);
 };
 
+// What each replica did in the starts of a stage that were not interrupted.
+struct ReplicaFigures {
+  double busy_seconds = 0.0;                         // until it had nothing left, or the stage was over
+  int64_t samples = 0;                               // finished by it
+  int64_t tokens = 0, prompt_tokens = 0, steps = 0;  // of its engine; prompt tokens: those it computed
+};
+
 struct StageResult {
   std::vector<nlohmann::json> accepted;  // by sample number
   StageReport report;
-  int64_t tokens_before = 0;    // of report.tokens: made by earlier starts of the run, found in journals
+  int64_t tokens_before = 0;  // of report.tokens: made by earlier starts of the run, found in journals
+  double seconds = 0.0;       // until the last replica was done
+  std::vector<ReplicaFigures> replicas;
   void add(StageResult later);  // of the same stage, later samples
+  // seconds, and a list over the replicas of each of their figures: for the metrics.
+  nlohmann::json replicas_to_json() const;
 };
 
 // Collective over the world. Continues from the journals that a killed run left. Throws Stopped on every rank
 // when a signal asked for it; what was finished is in the journals then.
 StageResult run_stage(Session& session, Engine& engine, const StageSpec& spec);
+
+// Samples after which a stage is over when a share `cut` of them is enough.
+int64_t samples_needed(int64_t samples, double cut);
 
 // Which of the finished records count when a share `cut` of `samples` is enough: the cheapest by tokens
 // generated, lower sample first among equals. The records that stay, by sample number. Whatever order they

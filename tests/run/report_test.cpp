@@ -105,6 +105,12 @@ TEST(Report, ShowsTheNumbersOfTheDatasetsAndMetrics) {
       EXPECT_TRUE(holds(page, attempts)) << attempts;
       EXPECT_GT(row.at("seconds").get<double>(), 0.0);
       EXPECT_EQ(row.at("tokens_before"), 0) << "nothing was interrupted";
+      const json& replicas = row.at("replicas");
+      ASSERT_EQ(replicas.at("samples").size(), 1U);
+      EXPECT_EQ(replicas.at("samples")[0], row.at("samples"));
+      EXPECT_EQ(replicas.at("tokens")[0], row.at("tokens"));
+      EXPECT_GT(replicas.at("steps")[0], 0);
+      EXPECT_EQ(replicas.at("busy_seconds")[0], replicas.at("seconds"));
     }
   }
   std::map<std::string, std::vector<double>> losses;  // steps of these tiny runs are single digits, in order
