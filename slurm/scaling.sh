@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A scaling study as one job: rollouts, training, collectives and files on 1, 2, 4, ... ranks up to the whole allocation. From
-# the project's folder:
+# A scaling study as one job: rollouts, training, collectives and files on 1, 2, 4, ... ranks up to the whole allocation; and
+# beside it what bench simulate makes of the steps measured, up to 1,024 replicas. From the project's folder:
 #
 #   sbatch --nodes=8 slurm/scaling.sh
 #   tools/plot_scaling.py scaling.jsonl --output scaling        # curves with ideal lines: scaling.png, scaling.svg
@@ -18,6 +18,9 @@
 # REPEATS  training steps                                        (5)
 # IO       MiB that each rank writes                             (1024)
 # FOLDER   where; the file system of the runs                    (that of OUT)
+# STEPS    sequences and context of the steps for bench simulate (1:1024 64:1024 64:4096 256:1024)
+# SIMULATE its load; the defaults are that of ROLLOUT, whose prompts are shared in pairs
+#          (--lengths lognormal:2266,0.5 --longest 4000 --prompt-tokens 100)
 #SBATCH --job-name=scaling
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4
@@ -39,6 +42,8 @@ STEP=${STEP:-$((8192 * SLURM_NTASKS))}
 REPEATS=${REPEATS:-5}
 IO=${IO:-1024}
 FOLDER=${FOLDER:-$(dirname "$OUT")}
+read -r -a STEPS <<< "${STEPS:-1:1024 64:1024 64:4096 256:1024}"
+read -r -a SIMULATE <<< "${SIMULATE:---lengths lognormal:2266,0.5 --longest 4000 --prompt-tokens 100}"
 
 failed=0
 # measure KIND RANKS BENCH OPTIONS...: a line of the result, with the kind and the nodes in front.
@@ -56,6 +61,10 @@ measure() {
   fi
 }
 
+for step in "${STEPS[@]}"; do
+  measure step "$TP" decode --shape "$SHAPE" --tp "$TP" --batch "${step%:*}" --context "${step#*:}"
+done
+measure step "$TP" prefill --shape "$SHAPE" --tp "$TP" --context "${STEPS[0]#*:}"
 ranks=$TP
 while [ "$ranks" -le "$SLURM_NTASKS" ]; do
   replicas=$((ranks / TP))
@@ -68,4 +77,6 @@ while [ "$ranks" -le "$SLURM_NTASKS" ]; do
   if [ "$ranks" -gt 1 ]; then measure weak "$ranks" collective; fi
   ranks=$((2 * ranks))
 done
+# The strong rollouts above split the stage beforehand and wait for all: "static" is beside them.
+"$PROGRAM" bench simulate --steps "$OUT" --count "$STAGE" --straggler-cut 1 "${SIMULATE[@]}" >> "$OUT" || failed=1
 exit $failed

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Curves of a scaling study: rate over ranks with the ideal line, and efficiency, for rollouts, training and files.
+"""Curves of a scaling study: rate over ranks with the ideal line, and efficiency, for rollouts, training and files;
+and of bench simulate: efficiency and idle share over replicas.
 
     tools/plot_scaling.py scaling.jsonl                      a table
     tools/plot_scaling.py scaling.jsonl --output scaling     and scaling.png, scaling.svg
 
-Rows are those of slurm/scaling.sh. Where a measurement is there several times, the last one counts. Drawing needs
-matplotlib (Debian: python3-matplotlib).
+Rows are those of slurm/scaling.sh and of bench simulate. Where a measurement is there several times, the last one
+counts. Drawing needs matplotlib (Debian: python3-matplotlib).
 """
 
 import argparse
@@ -14,6 +15,7 @@ import sys
 
 
 TITLES = {"rollout": "Rollouts", "train": "Training", "io": "Tables written"}
+WAYS = {"dynamic": "handed out", "static": "split beforehand"}
 
 
 def refuse(message):
@@ -22,8 +24,9 @@ def refuse(message):
 
 
 def read(paths):
-    """{(bench, kind): {ranks: tokens or GB a second}}, {ranks: row of the collectives}, and what was measured on what."""
-    curves, sums, facts = {}, {}, {"device": "?", "shape": "?"}
+    """{(bench, kind): {ranks: tokens or GB a second}}, {ranks: row of the collectives}, {(scaling, cut): {replicas: row of
+    bench simulate}}, and what was measured on what."""
+    curves, sums, simulated, facts = {}, {}, {}, {"device": "?", "shape": "?"}
     for path in paths:
         try:
             lines = open(path, encoding="utf-8").read().splitlines()
@@ -34,6 +37,12 @@ def read(paths):
                 row = json.loads(line)
                 if row["bench"] == "collective":
                     sums[row["ranks"]] = row
+                elif row["bench"] == "simulate":
+                    for way in WAYS:
+                        row[way]["efficiency"], row[way]["idle_share"], row[way]["seconds"]
+                    simulated.setdefault((row["scaling"], row["straggler_cut"]), {})[row["replicas"]] = row
+                elif row["bench"] == "decode" or row["bench"] == "prefill":
+                    pass  # steps, for bench simulate
                 else:
                     rate = row["gb_per_s"]["table_write"] if row["bench"] == "io" else row["tokens_per_second"]
                     curves.setdefault((row["bench"], row["kind"]), {})[row["ranks"]] = rate
@@ -41,15 +50,24 @@ def read(paths):
                     facts[fact] = row.get(fact, facts[fact])
             except (ValueError, KeyError, TypeError):
                 refuse(f"{path}:{number}: is no row of a scaling study; give the file that slurm/scaling.sh has written")
-    if not curves:
-        refuse(f"{paths[0]}: has no row of rollouts, training or files")
-    return curves, sums, facts
+    if not curves and not simulated:
+        refuse(f"{paths[0]}: has no row of rollouts, training, files or simulations")
+    return curves, sums, simulated, facts
 
 
 def efficiency(curve):
     """Rate beside that of the fewest ranks, scaled up."""
     base = min(curve)
     return {ranks: rate / (curve[base] * ranks / base) for ranks, rate in sorted(curve.items())}
+
+
+def print_simulated(simulated):
+    print(f"{'simulated':18} {'replicas':>8}" + "".join(f" {way + ', s':>12} {'efficiency':>11} {'idle':>7}" for way in WAYS))
+    for (scaling, cut), rows in sorted(simulated.items()):
+        for replicas, row in sorted(rows.items()):
+            print(f"{scaling + ', cut ' + str(cut):18} {replicas:8}" + "".join(
+                f" {row[way]['seconds']:12.1f} {100 * row[way]['efficiency']:10.1f}% {100 * row[way]['idle_share']:6.2f}%"
+                for way in WAYS))
 
 
 def print_table(curves, sums):
@@ -61,7 +79,7 @@ def print_table(curves, sums):
         print(f"{'collective':18} {ranks:6} {row['best_bus_gb_per_s']:7.1f} GB/s (bus)")
 
 
-def draw(curves, facts, output):
+def plotting():
     try:
         import matplotlib
     except ImportError:
@@ -69,6 +87,11 @@ def draw(curves, facts, output):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    return plt, matplotlib
+
+
+def draw(curves, facts, output):
+    plt, matplotlib = plotting()
     benches = sorted({bench for bench, _ in curves})
     figure, axes = plt.subplots(2, len(benches), figsize=(4.6 * len(benches), 6.2), sharex="col", squeeze=False,
                                 gridspec_kw={"height_ratios": [3, 2]})
@@ -99,20 +122,56 @@ def draw(curves, facts, output):
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{facts['shape']}, {facts['device']}", fontsize=10)
+    save(figure, output)
+
+
+def save(figure, output):
     figure.tight_layout()
     for kind in ("png", "svg"):
-        figure.savefig(f"{output}.{kind}", dpi=150)
+        figure.savefig(f"{output}.{kind}", dpi=90)
+
+
+def draw_simulated(simulated, output):
+    """A column for each way to scale, a colour for each cut: efficiency and idle share over replicas."""
+    plt, matplotlib = plotting()
+    columns = sorted({scaling for scaling, _ in simulated})
+    colours = dict(zip(sorted({cut for _, cut in simulated}), ("#1f6fb4", "#c8571b", "#3a8f4d", "#7a4fa3")))
+    figure, axes = plt.subplots(2, len(columns), figsize=(4.2 * len(columns), 5.6), sharex="col", squeeze=False)
+    for (scaling, cut), rows in sorted(simulated.items()):
+        rate, idle = axes[:, columns.index(scaling)]
+        rows = dict(sorted(rows.items()))
+        for way, style in (("dynamic", "o-"), ("static", "x--")):
+            for axis, what in ((rate, "efficiency"), (idle, "idle_share")):
+                axis.plot(list(rows), [100 * row[way][what] for row in rows.values()], style, markersize=4, linewidth=1,
+                          color=colours.get(cut, "#555555"), label=f"cut {cut:g}, {WAYS[way]}")
+        first = next(iter(rows.values()))
+        each = f"{first['samples'] // first['replicas']:,} samples a replica" if scaling == "weak" else f"{first['samples']:,} samples"
+        rate.set(title=f"{scaling}: {each}", ylabel="efficiency, %", ylim=(0, 105))
+        idle.set(xlabel="replicas", ylabel="mean idle share, %", ylim=(0, 100))
+        rate.legend(frameon=False, fontsize=8)
+        idle.set_xscale("log", base=2)
+        idle.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+        for axis in (rate, idle):
+            axis.grid(alpha=0.25)
+            axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("bench simulate: a model, not a measurement", fontsize=10)
+    save(figure, output)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="+", metavar="FILE", help="what slurm/scaling.sh has written")
-    parser.add_argument("--output", metavar="NAME", help="draw NAME.png and NAME.svg")
+    parser.add_argument("rows", nargs="+", metavar="FILE", help="what slurm/scaling.sh or bench simulate has written")
+    parser.add_argument("--output", metavar="NAME", help="draw NAME.png and NAME.svg; simulations NAME_simulated")
     choice = parser.parse_args()
-    curves, sums, facts = read(choice.rows)
-    print_table(curves, sums)
-    if choice.output:
+    curves, sums, simulated, facts = read(choice.rows)
+    if curves:
+        print_table(curves, sums)
+    if simulated:
+        print_simulated(simulated)
+    if choice.output and curves:
         draw(curves, facts, choice.output)
+    if choice.output and simulated:
+        draw_simulated(simulated, f"{choice.output}_simulated")
 
 
 if __name__ == "__main__":

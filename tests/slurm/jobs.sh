@@ -145,11 +145,11 @@ completes "$job"
 "$program" inspect --state limited > /dev/null || fail "limited is not done"
 "$program" inspect --verify limited > /dev/null || fail "limited is damaged"
 echo "-- the scaling study"
-job=$(SHAPE=smollm2-135m OUT=scaling.jsonl EACH=2 REPEATS=2 CONTEXT=64 STEP=64 STAGE=8 IO=16 \
+job=$(SHAPE=smollm2-135m OUT=scaling.jsonl EACH=2 REPEATS=2 CONTEXT=64 STEP=64 STAGE=8 IO=16 STEPS="1:16 4:16 4:64" \
   ROLLOUT="--input-tokens 16 --output-tokens 24 --max-sequences 8 --kv-memory 64" \
   sbatch --parsable --nodes=2 --ntasks-per-node=1 --cpus-per-task=1 --gpus-per-node=0 --output=scaling.log slurm/scaling.sh)
 completes "$job"
-for row in '"nodes":1,.*"rollout"' '"nodes":2,.*"rollout"' '"nodes":2,.*"train"' '"nodes":2,.*"io"' '"nodes":2,.*"collective"'; do
+for row in '"nodes":1,.*"rollout"' '"nodes":2,.*"rollout"' '"nodes":2,.*"train"' '"nodes":2,.*"io"' '"nodes":2,.*"collective"' '"replicas":1024,'; do
   grep -q "$row" scaling.jsonl || fail "the scaling study has no row $row"
 done
 python3 "$here/tools/plot_scaling.py" scaling.jsonl || fail "the scaling study cannot be read"
