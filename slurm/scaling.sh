@@ -78,5 +78,9 @@ while [ "$ranks" -le "$SLURM_NTASKS" ]; do
   ranks=$((2 * ranks))
 done
 # The strong rollouts above split the stage beforehand and wait for all: "static" is beside them.
-"$PROGRAM" bench simulate --steps "$OUT" --count "$STAGE" --straggler-cut 1 "${SIMULATE[@]}" >> "$OUT" || failed=1
+if lines=$("$PROGRAM" bench simulate --steps "$OUT" --count "$STAGE" --straggler-cut 1 "${SIMULATE[@]}"); then
+  echo "$lines" >> "$OUT"
+else
+  failed=1
+fi
 exit $failed
