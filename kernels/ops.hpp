@@ -56,6 +56,17 @@ struct PackLowRank {
   Tensor out;  // N, 2 * outputs; r <= 2N
 };
 
+// Gradients of y = scale * low B^T: grad_b += scale * grad_out^T low, grad_low = scale * grad_out B. grad_low
+// may be low itself.
+struct LowRankBackward {
+  Tensor grad_out;  // T, O
+  Tensor low;       // T, r
+  Tensor b;         // O, r
+  float scale = 1.0F;
+  Tensor grad_b;    // O, r, f32
+  Tensor grad_low;  // T, r
+};
+
 // out(t) = table(tokens(t) - first_row), or zeros where that row is on another rank.
 struct Embedding {
   Tensor tokens;  // T
@@ -296,7 +307,7 @@ struct SumOfSquares {  // *result += sum of x^2, in double; returns when the val
 #define SL_FOR_EACH_OP(DO) \
   DO(Gemm) DO(Embedding) DO(EmbeddingBackward) DO(AddRmsNorm) DO(RmsNormBackward) DO(Rope) \
   DO(RopeStoreKv) DO(PlanPagedAttention) DO(PagedAttention) DO(PackedAttention) DO(PackedAttentionBackward) DO(SwiGlu) \
-  DO(SwiGluBackward) DO(PackLowRank) DO(GatherRows) DO(ScatterAddRows) DO(Copy) DO(Add) DO(Fill) DO(FillUniform) \
+  DO(SwiGluBackward) DO(PackLowRank) DO(LowRankBackward) DO(GatherRows) DO(ScatterAddRows) DO(Copy) DO(Add) DO(Fill) DO(FillUniform) \
   DO(CrossEntropyStats) DO(CrossEntropyGradient) DO(FillInTokens) DO(ClearRows) DO(MarkSeen) DO(Sample) DO(AdamW) \
   DO(SumOfSquares)
 // clang-format on

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "kernels/low_rank_products.hpp"
 #include "kernels/shapes.hpp"
 
 namespace sl {
@@ -50,6 +51,13 @@ void launch<Device::cpu>(const Context& context, const PackLowRank& op) {
         out[pair][2 * o + r % 2] = r < rank ? op.scale * b[o][r] : 0.0F;
     }
   }
+}
+
+template <>
+void launch<Device::cpu>(const Context& context, const LowRankBackward& op) {
+  const LowRankProducts products = products_of(context, op);
+  launch<Device::cpu>(context, products.grad_b);
+  launch<Device::cpu>(context, products.grad_low);
 }
 
 }  // namespace sl

@@ -21,6 +21,7 @@
 #include "kernels/cuda/packed_attention.hpp"
 #include "kernels/cuda/packed_backward_keys.cuh"
 #include "kernels/cuda/packed_backward_queries.cuh"
+#include "kernels/cuda/paged_mma.cuh"
 
 namespace sl::cuda {
 namespace {
@@ -92,6 +93,8 @@ PackedBackwardParameters backward_parameters(const PackedAttentionBackward& op, 
   p.query_heads = static_cast<int>(shape.query_heads);
   p.key_heads = static_cast<int>(shape.key_heads);
   p.section_bytes = 16 << 20;
+  p.parts = 1;
+  p.rows = shape.rows;
   p.scale = op.scale;
   return p;
 }
@@ -105,14 +108,47 @@ void launch_delta(const Context& context, const PackedAttentionBackward& op, con
                 shape.query_heads);
 }
 
+// Eight gradients of keys and values: those of the parts, added up.
+__global__ void __launch_bounds__(256) sum_parts_kernel(const PackedBackwardParameters p, int width) {
+  wait_for_previous();
+  start_next();
+  const int64_t at = (blockIdx.x * int64_t{256} + threadIdx.x) * 8, all = p.rows * width;
+  if (at >= all) return;
+  float sum[8] = {};
+  for (int part = 0; part < p.parts; ++part) {
+    const auto* from = reinterpret_cast<const float4*>(p.part_sums + part * all + at);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float4 x = from[i];
+      sum[4 * i] += x.x, sum[4 * i + 1] += x.y, sum[4 * i + 2] += x.z, sum[4 * i + 3] += x.w;
+    }
+  }
+  const int64_t keys_begin =
+      p.grad_qkv_stride * (at / width) + int64_t{width} / 2 / p.key_heads * p.query_heads;
+  *reinterpret_cast<uint4*>(p.grad_qkv + keys_begin + at % width) =
+      make_uint4(paged::pack(sum[0], sum[1]), paged::pack(sum[2], sum[3]), paged::pack(sum[4], sum[5]),
+                 paged::pack(sum[6], sum[7]));
+}
+
 template <class F>
 void launch_keys(const Context& context, const PackedAttentionBackward& op, const PackedShape& shape) {
   PackedBackwardParameters p = backward_parameters(op, shape);
   p.queue = address_of(keys_queue);
-  launch_backward<F>(context, packed_backward_keys_kernel<F>, shape.most_tiles(F::rows) * shape.key_heads,
+  // The tiles of one sequence are between all and hardly any of its queries long: three pieces for each
+  // multiprocessor level that out.
+  const int64_t tiles = shape.most_tiles(F::rows) * shape.key_heads, width = 2 * shape.key_heads * F::D;
+  const Buffer& scratch = context.cuda->blas_workspace;
+  const int64_t room = scratch.bytes() / (shape.rows * width * int64_t{sizeof(float)});
+  p.parts = static_cast<int>(std::clamp<int64_t>(3 * context.cuda->multiprocessors / tiles, 1,
+                                                 std::min(shape.group(), std::max<int64_t>(room, 1))));
+  p.part_sums = static_cast<float*>(scratch.data());
+  launch_backward<F>(context, packed_backward_keys_kernel<F>, tiles * p.parts,
                      {head_map<F::D>(op.qkv, F::rows), head_map<F::D>(op.qkv, F::queries),
                       head_map<F::D>(op.grad_out, F::queries)},
                      p);
+  if (p.parts == 1) return;
+  launch_kernel(context, sum_parts_kernel, dim3(static_cast<unsigned>(ceil_div(shape.rows * width / 8, 256))),
+                dim3(256), 0, p, static_cast<int>(width));
 }
 
 template <class F>

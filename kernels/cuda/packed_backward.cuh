@@ -3,8 +3,8 @@
 //   grad_V = P^T grad_out,  dS = P * (grad_out V^T - delta),  grad_K = scale dS^T Q,  grad_Q = scale dS K.
 // One kernel owns tiles of keys and goes through the queries (packed_backward_keys.cuh), the other owns tiles
 // of queries and goes through the keys (packed_backward_queries.cuh). Both make S and grad_out V^T, so that 7
-// products are done where 5 would be enough; in return nothing is summed in memory: no atomics, no scratch,
-// and the same bits every time.
+// products are done where 5 would be enough; in return nothing is summed in memory but for short sequences:
+// no atomics, and the same bits every time.
 //
 // delta has no memory of its own: a kernel before them leaves it, as a float, in the first 4 bytes of the
 // row's head in grad_qkv, where the kernel of the queries, which runs last, puts the gradient of that very
@@ -26,6 +26,11 @@ struct PackedBackwardParameters {
   int64_t log_sum_exp_stride, grad_qkv_stride;
   int sequences, query_heads, key_heads;
   int section_bytes;  // of keys and values that a section of heads may read
+  // Where tiles of keys are few, the heads of a group are shared out to `parts` pieces of work, and each
+  // leaves its sums there: parts, rows, 2K, D. One part needs none.
+  int parts;
+  float* part_sums;
+  int64_t rows;
   float scale;
 };
 

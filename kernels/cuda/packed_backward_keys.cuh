@@ -44,18 +44,42 @@ struct PackedBackwardKeys {
 
 #if SL_HOPPER
 
-// The steps of a tile: blocks of queries from the end of the sequence to the diagonal, and for each the heads
-// of the group. So blocks that work on other keys of the same head read the same queries at about the same
-// time, while they are in L2.
+// What a piece of work is: a tile of keys and a part of the group's heads, the numbers of which are in
+// tile.head. Its steps: blocks of queries from the end of the sequence to the diagonal, and for each the
+// heads. So blocks that work on other keys of the same head read the same queries at about the same time,
+// while they are in L2.
 template <class F>
 struct QuerySteps {
+  int key_head, part, first_head, heads;
   int first_block, blocks, steps;
-  __device__ __forceinline__ QuerySteps(const PackedTile& tile, int group) {
+  __device__ __forceinline__ QuerySteps(const PackedTile& tile, const PackedBackwardParameters& p) {
+    const int group = p.query_heads / p.key_heads;
+    key_head = tile.head / p.parts;
+    part = tile.head % p.parts;
+    const int begin = group * part / p.parts;
+    first_head = key_head * group + begin;
+    heads = group * (part + 1) / p.parts - begin;
     first_block = tile.tile * (F::rows / F::queries);
     blocks = (tile.end - tile.first + F::queries - 1) / F::queries;
-    steps = (blocks - first_block) * group;
+    steps = (blocks - first_block) * heads;
   }
 };
+
+// The rows before `rows` of a warpgroup's product, times a factor, as they are.
+template <int D>
+__device__ __forceinline__ void write_sums(const float (&d)[D / 2], float factor, float* out, int64_t stride,
+                                           int rows) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = product_row() + 8 * i;
+    if (row >= rows) continue;
+    float* to = out + row * stride + threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int j = 0; j < D / 8; ++j)
+      *reinterpret_cast<float2*>(to + 8 * j) =
+          make_float2(d[4 * j + 2 * i] * factor, d[4 * j + 2 * i + 1] * factor);
+  }
+}
 
 template <class F>
 __global__ void __launch_bounds__(F::threads, 1)
@@ -66,7 +90,6 @@ __global__ void __launch_bounds__(F::threads, 1)
   constexpr int D = F::D, stages = F::stages, chunks = F::chunks, queries = F::queries;
   auto& shared = shared_memory<typename F::Shared>();
   const int warpgroup = uniform(threadIdx.x / 128), lane = threadIdx.x % 32;
-  const int group = p.query_heads / p.key_heads;
   if (threadIdx.x == 0) {
     constexpr int consumer_warps = 8;
     barrier_init(&shared.kv_full, 1);
@@ -86,19 +109,20 @@ __global__ void __launch_bounds__(F::threads, 1)
   if (warpgroup == 0) {
     give_registers<24>();
     if (threadIdx.x < 32) {
-      PackedTiles tiles(p.offsets, p.sequences, F::rows, p.key_heads);
+      const int pieces = p.key_heads * p.parts;
+      PackedTiles tiles(p.offsets, p.sequences, F::rows, pieces);
       StageCursor<stages> stage;
       uint32_t kv_parity = 0;
       int64_t index = blockIdx.x;
       while (true) {
-        const PackedTile tile = tiles.find<true>(index, [&](int) { return p.key_heads; });
+        const PackedTile tile = tiles.find<true>(index, [&](int) { return pieces; });
         if (lane == 0) {
           barrier_wait(&shared.kv_empty, kv_parity ^ 1);
           shared.tile = tile;
           if (tile.head < 0) {
             barrier_arrive(&shared.kv_full);
           } else {
-            const int key_chunk = (p.query_heads + tile.head) * chunks,
+            const int key_chunk = (p.query_heads + tile.head / p.parts) * chunks,
                       row = tile.first + tile.tile * F::rows;
             barrier_expect(&shared.kv_full, sizeof(shared.k) + sizeof(shared.v));
             tma_load(shared.k, &kv_map, 0, row, key_chunk, &shared.kv_full);
@@ -107,9 +131,9 @@ __global__ void __launch_bounds__(F::threads, 1)
         }
         if (tile.head < 0) break;
         if (lane == 0) {
-          const QuerySteps<F> steps(tile, group);
+          const QuerySteps<F> steps(tile, p);
           for (int block = steps.blocks - 1; block >= steps.first_block; --block) {
-            for (int head = tile.head * group; head < (tile.head + 1) * group; ++head) {
+            for (int head = steps.first_head; head < steps.first_head + steps.heads; ++head) {
               const int row = tile.first + block * queries;
               barrier_wait(&shared.q_empty[stage.stage], stage.parity ^ 1);
               barrier_expect(&shared.q_full[stage.stage], sizeof(shared.q[0]));
@@ -136,9 +160,9 @@ __global__ void __launch_bounds__(F::threads, 1)
         const PackedTile tile = uniform(shared.tile);
         barrier_arrive(&shared.kv_empty);
         if (tile.head < 0) break;
-        const QuerySteps<F> steps(tile, group);
+        const QuerySteps<F> steps(tile, p);
         for (int block = steps.blocks - 1; block >= steps.first_block; --block) {
-          for (int head = tile.head * group; head < (tile.head + 1) * group; ++head) {
+          for (int head = steps.first_head; head < steps.first_head + steps.heads; ++head) {
             const int64_t row = tile.first + block * queries + lane;
             const RowStatistics low = read_statistics<D>(p, row, tile.end, head);
             const RowStatistics high = read_statistics<D>(p, row + 32, tile.end, head);
@@ -168,7 +192,7 @@ __global__ void __launch_bounds__(F::threads, 1)
       kv_parity ^= 1;
       const PackedTile tile = uniform(shared.tile);
       if (tile.head < 0) break;
-      const QuerySteps<F> steps(tile, group);
+      const QuerySteps<F> steps(tile, p);
       const int first_key = tile.tile * F::rows + consumer * 64;
 
       float dk[D / 2], dv[D / 2], s[queries / 2], dp[queries / 2];
@@ -215,7 +239,7 @@ __global__ void __launch_bounds__(F::threads, 1)
           to[4 * i + 3] = x.w;
         }
       };
-      int block = steps.blocks - 1, heads_left = group;
+      int block = steps.blocks - 1, heads_left = steps.heads;
       int old_stage = 0;  // of the queries of the step before
       // What the step before left: dV still runs; then dS^T can be packed, and dK be started.
       const auto finish_values = [&] {
@@ -267,7 +291,7 @@ __global__ void __launch_bounds__(F::threads, 1)
         pin(s);
         if (--heads_left == 0) {
           --block;
-          heads_left = group;
+          heads_left = steps.heads;
         }
       };
       step(std::true_type{});
@@ -281,9 +305,16 @@ __global__ void __launch_bounds__(F::threads, 1)
 
       const int64_t first_row = tile.first + first_key;
       const int rows = tile.end - static_cast<int>(first_row);
-      bf16* grad_key = p.grad_qkv + first_row * p.grad_qkv_stride + (p.query_heads + tile.head) * D;
-      write_product<D>(dk, {p.scale, p.scale}, grad_key, p.grad_qkv_stride, rows);
-      write_product<D>(dv, {1.0F, 1.0F}, grad_key + p.key_heads * D, p.grad_qkv_stride, rows);
+      if (p.parts > 1) {
+        float* sums =
+            p.part_sums + ((steps.part * p.rows + first_row) * 2 * p.key_heads + steps.key_head) * D;
+        write_sums<D>(dk, p.scale, sums, 2 * p.key_heads * D, rows);
+        write_sums<D>(dv, 1.0F, sums + p.key_heads * D, 2 * p.key_heads * D, rows);
+      } else {
+        bf16* grad_key = p.grad_qkv + first_row * p.grad_qkv_stride + (p.query_heads + steps.key_head) * D;
+        write_product<D>(dk, {p.scale, p.scale}, grad_key, p.grad_qkv_stride, rows);
+        write_product<D>(dv, {1.0F, 1.0F}, grad_key + p.key_heads * D, p.grad_qkv_stride, rows);
+      }
     }
   }
 }

@@ -53,7 +53,7 @@ void TrainingPass::backward_ffn(int64_t layer, const Adapter* adapter, const Tra
   if (!kept.adapted) activate(layer, product);  // for gate_up, which gets the adapter's part
 
   // The activation's gradient takes its place, and then the activation itself; gate_up's gradient takes its.
-  low_gradient(adapter, layer, down_group, grad_out);
+  b_gradient(adapter, gradients, layer, down_group, low_down_[static_cast<size_t>(layer)], grad_out);
   linear_input_gradient(context, grad_out.all, weights.with_room.down.rows(0, grad_out.all.columns()),
                         product);
   run(context, SwiGluBackward{.gate_up = kept.gate_up.outputs,
@@ -63,13 +63,11 @@ void TrainingPass::backward_ffn(int64_t layer, const Adapter* adapter, const Tra
   const WithLow& grad_gate_up = kept.gate_up;
 
   // down
-  b_gradient(adapter, gradients, layer, down_group, low_down_[static_cast<size_t>(layer)], grad_out.outputs);
   a_gradient(adapter, gradients, layer, down_group, product, grad_out);
   if (full != nullptr) linear_weight_gradient(context, grad_out.outputs, product, full->down);
 
   // gate and up; the gradient of x A^T takes its place
-  b_gradient(adapter, gradients, layer, gate_up_group, kept.gate_up.low, grad_gate_up.outputs);
-  low_gradient(adapter, layer, gate_up_group, grad_gate_up);
+  b_gradient(adapter, gradients, layer, gate_up_group, kept.gate_up.low, grad_gate_up);
   linear_input_gradient(context, grad_gate_up.all,
                         weights.with_room.gate_up.rows(0, grad_gate_up.all.columns()), grad_x.rows(0, rows_));
   a_gradient(adapter, gradients, layer, gate_up_group, x, grad_gate_up);
@@ -91,8 +89,7 @@ void TrainingPass::backward_attention(int64_t layer, const Adapter* adapter, con
 
   // output projection
   const Tensor grad_attention = take(rows_, query_width_);
-  b_gradient(adapter, gradients, layer, output_group, kept.low_output, grad_out.outputs);
-  low_gradient(adapter, layer, output_group, grad_out);
+  b_gradient(adapter, gradients, layer, output_group, kept.low_output, grad_out);
   linear_input_gradient(context, grad_out.all, weights.with_room.output.rows(0, grad_out.all.columns()),
                         grad_attention);
   a_gradient(adapter, gradients, layer, output_group, kept.attention, grad_out);
@@ -113,8 +110,7 @@ void TrainingPass::backward_attention(int64_t layer, const Adapter* adapter, con
 
   // query, key and value projections
   const Tensor x = gathered(normalised(residual(layer), weights.attention_norm));
-  b_gradient(adapter, gradients, layer, qkv_group, kept.qkv.low, grad_qkv.outputs);
-  low_gradient(adapter, layer, qkv_group, grad_qkv);
+  b_gradient(adapter, gradients, layer, qkv_group, kept.qkv.low, grad_qkv);
   a_gradient(adapter, gradients, layer, qkv_group, x, grad_qkv);
   if (full != nullptr) {
     linear_weight_gradient(context, grad_qkv.outputs, x, full->qkv);
@@ -153,31 +149,23 @@ void TrainingPass::norm_gradient(const Tensor& x, const Tensor& weight, const Te
 // The gradients of an adapter. With low = x A^T, to each projection of a group is added scale * low B^T, in
 // its columns of the output.
 
-// To those of B is added scale * grad_out^T low.
+// To those of B is added scale * grad_out^T low; beside grad_out comes the gradient of low, scale * grad_out
+// B.
 void TrainingPass::b_gradient(const Adapter* adapter, const Trainable& gradients, int64_t layer,
-                              ProjectionGroup group, const Tensor& low, const Tensor& grad_out) {
-  if (adapter == nullptr) return;
-  int64_t begin = 0, low_begin = 0;
-  for (const Projection projection : group) {
-    const Tensor grad_b = gradients.adapter->pair(layer, projection).b;
-    linear_weight_gradient(model_.context, grad_out.columns(begin, begin + grad_b.rows()),
-                           low.columns(low_begin, low_begin + rank_), grad_b, adapter->shape().scale());
-    low_begin += rank_;
-    begin += grad_b.rows();
-  }
-}
-
-// Beside grad_out: the gradient of low, scale * grad_out B.
-void TrainingPass::low_gradient(const Adapter* adapter, int64_t layer, ProjectionGroup group,
-                                const WithLow& grad_out) {
+                              ProjectionGroup group, const Tensor& low, const WithLow& grad_out) {
   if (adapter == nullptr) return;
   int64_t begin = 0, low_begin = 0;
   for (const Projection projection : group) {
     const Tensor b = adapter->pair(layer, projection).b;
-    linear_input_gradient(model_.context, grad_out.outputs.columns(begin, begin + b.rows()), b,
-                          grad_out.low.columns(low_begin, low_begin + rank_), adapter->shape().scale());
-    low_begin += rank_;
-    begin += b.rows();
+    const int64_t end = begin + b.rows(), low_end = low_begin + rank_;
+    run(model_.context, LowRankBackward{.grad_out = grad_out.outputs.columns(begin, end),
+                                        .low = low.columns(low_begin, low_end),
+                                        .b = b,
+                                        .scale = adapter->shape().scale(),
+                                        .grad_b = gradients.adapter->pair(layer, projection).b,
+                                        .grad_low = grad_out.low.columns(low_begin, low_end)});
+    begin = end;
+    low_begin = low_end;
   }
 }
 

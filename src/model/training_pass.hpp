@@ -146,8 +146,7 @@ class TrainingPass {
   void norm_gradient(const Tensor& x, const Tensor& weight, const Tensor& grad_out,
                      const Tensor& grad_weight);
   void b_gradient(const Adapter* adapter, const Trainable& gradients, int64_t layer, ProjectionGroup group,
-                  const Tensor& low, const Tensor& grad_out);
-  void low_gradient(const Adapter* adapter, int64_t layer, ProjectionGroup group, const WithLow& grad_out);
+                  const Tensor& low, const WithLow& grad_out);
   void a_gradient(const Adapter* adapter, const Trainable& gradients, int64_t layer, ProjectionGroup group,
                   const Tensor& x, const WithLow& grad_out);
 

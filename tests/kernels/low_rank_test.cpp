@@ -1,4 +1,5 @@
-// What low-rank adapters add to the outputs that operations read, against plain double sums.
+// What low-rank adapters add to the outputs that operations read, and their gradients, against plain double
+// sums.
 #include <algorithm>
 #include <limits>
 
@@ -287,6 +288,53 @@ TEST_P(LowRankTest, RopeStoreKvAddsToQueriesKeysAndValues) {
       EXPECT_EQ(value_pages.read(), expected_values);
       EXPECT_TRUE(qkv_t.surroundings_untouched());
     }
+  }
+}
+
+TEST_P(LowRankTest, GradientsOfBAndOfTheLowRankNumbers) {
+  struct Shape {
+    int64_t rows, outputs, rank, gap;
+  };
+  for (const auto& [rows, outputs, rank, gap] : {Shape{0, 64, 8, 0},
+                                                 {1, 64, 8, 0},
+                                                 {37, 192, 8, 8},
+                                                 {700, 576, 8, 0},
+                                                 {513, 128, 16, 72},
+                                                 {1100, 1920, 8, 16},
+                                                 {2049, 3584, 16, 0},
+                                                 {300, 48, 8, 8},
+                                                 {65, 128, 5, 3},
+                                                 {90, 64, 24, 0}}) {
+    SCOPED_TRACE(testing::Message() << rows << "x" << outputs << " rank " << rank << " gap " << gap);
+    constexpr float scale = 2.0F;
+    const auto grad = floats(rows * outputs, 1), low = floats(rows * rank, 2), b = floats(outputs * rank, 3);
+    const auto before = random_floats(outputs * rank, 4);
+    const Stored grad_out(place(), {rows, outputs}, grad, gap), low_and_grad(place(), {rows, rank}, low, gap),
+        b_t(place(), {outputs, rank}, b);
+    const Guarded<float> grad_b(device(), {outputs, rank}, before);
+    run(context(), LowRankBackward{.grad_out = grad_out,
+                                   .low = low_and_grad,
+                                   .b = b_t,
+                                   .scale = scale,
+                                   .grad_b = grad_b,
+                                   .grad_low = low_and_grad});
+    auto expected_b = in_double(before);
+    std::vector<double> expected_low(low.size(), 0.0);
+    for (int64_t t = 0; t < rows; ++t) {
+      for (int64_t o = 0; o < outputs; ++o) {
+        const double g =
+            static_cast<double>(scale) * static_cast<double>(grad[static_cast<size_t>(t * outputs + o)]);
+        for (int64_t r = 0; r < rank; ++r) {
+          expected_b[static_cast<size_t>(o * rank + r)] +=
+              g * static_cast<double>(low[static_cast<size_t>(t * rank + r)]);
+          expected_low[static_cast<size_t>(t * rank + r)] +=
+              g * static_cast<double>(b[static_cast<size_t>(o * rank + r)]);
+        }
+      }
+    }
+    EXPECT_LT(relative_error(grad_b.read(), expected_b), tolerance(rows + 1));
+    EXPECT_LT(relative_error(low_and_grad.read(), expected_low), tolerance(outputs, storage()));
+    EXPECT_TRUE(grad_b.surroundings_untouched() && low_and_grad.surroundings_untouched());
   }
 }
 

@@ -1,0 +1,280 @@
+// Both gradients of y = scale * low B^T from one reading of grad_out (T, O): those products of 8 or 16
+// columns do nothing but read it.
+//
+// A block takes 512 rows and a range of columns, 64 at a time. Warp w sums grad_low of its 64 rows in
+// registers over all of these columns; grad_b of 16 of the 64 columns it sums over half of the rows. Sums of
+// the blocks go to scratch, and a second kernel adds them up, in a fixed order.
+#include <algorithm>
+
+#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/packed_warpgroup.cuh"
+#include "kernels/cuda/paged_mma.cuh"
+#include "kernels/low_rank_products.hpp"
+
+namespace sl {
+namespace cuda {
+namespace {
+
+constexpr int block_rows = 512, block_columns = 64, consumers = 256, copied_rows = 256;
+
+template <int R>
+struct LowRankStages {
+  static constexpr int stages = 3;
+  alignas(1024) bf16 grad_out[stages][block_rows][block_columns];  // as copies with 128-byte swizzle leave it
+  alignas(128) bf16 b[stages][block_columns][R];
+  float half[2][block_columns][R];  // of grad_b, from the warps of the lower rows
+  uint64_t full[stages], empty[stages];
+};
+
+struct LowRankSums {
+  const bf16* low;
+  const bf16* b;
+  int64_t low_stride, rows, outputs;
+  float* grad_b;    // row groups, outputs, R
+  float* grad_low;  // column groups, rows, R
+};
+
+#if SL_HOPPER
+
+template <int R>
+__global__ void __launch_bounds__(consumers + 32, 1)
+    low_rank_backward_kernel(const __grid_constant__ CUtensorMap map, const LowRankSums p) {
+  using Stages = LowRankStages<R>;
+  constexpr int N = R / 8;  // products of 8 columns
+  auto& shared = shared_memory<Stages>();
+  const int warp = uniform(threadIdx.x / 32), lane = threadIdx.x % 32;
+  const int64_t chunks = p.outputs / block_columns, groups = gridDim.x;
+  const int first = static_cast<int>(chunks * blockIdx.x / groups);
+  const int last = static_cast<int>(chunks * (blockIdx.x + 1) / groups);
+  const int first_row = blockIdx.y * block_rows;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Stages::stages; ++i) {
+      barrier_init(&shared.full[i], 1);
+      barrier_init(&shared.empty[i], consumers);
+    }
+    fence_barrier_init();
+  }
+  __syncthreads();
+  wait_for_previous();
+  start_next();
+
+  StageCursor<Stages::stages> stage;
+  if (warp == consumers / 32) {
+    if (lane != 0) return;
+    for (int chunk = first; chunk < last; ++chunk, stage.next()) {
+      uint64_t* full = &shared.full[stage.stage];
+      barrier_wait(&shared.empty[stage.stage], stage.parity ^ 1);
+      barrier_expect(full, sizeof(shared.grad_out[0]) + sizeof(shared.b[0]));
+      for (int row = 0; row < block_rows; row += copied_rows)
+        tma_load(shared.grad_out[stage.stage][row], &map, chunk * block_columns, first_row + row, full);
+      bulk_load(shared.b[stage.stage], p.b + int64_t{chunk} * block_columns * R, sizeof(shared.b[0]), full);
+    }
+    return;
+  }
+
+  // In the layouts of paged_mma.cuh lane = 4 g + t.
+  const int g = lane / 4, t = 2 * (lane % 4);
+  const int my_columns = warp % 4 * 16, half = warp / 4;
+  uint32_t low[16][N][2];  // of this half's rows
+#pragma unroll
+  for (int k = 0; k < 16; ++k) {
+#pragma unroll
+    for (int i = 0; i < 2 * N; ++i) {
+      const int64_t row = first_row + half * 256 + 16 * k + 8 * (i % 2) + t;
+      const bf16* from = p.low + row * p.low_stride + 8 * (i / 2) + g;
+      const float even = row < p.rows ? to_float(from[0]) : 0.0F;
+      const float odd = row + 1 < p.rows ? to_float(from[p.low_stride]) : 0.0F;
+      low[k][i / 2][i % 2] = paged::pack(even, odd);
+    }
+  }
+  float grad_low[4][N][4] = {};
+
+  for (int chunk = first; chunk < last; ++chunk, stage.next()) {
+    barrier_wait(&shared.full[stage.stage], stage.parity);
+    const uint32_t tile = shared_address(shared.grad_out[stage.stage]);
+    const auto address = [&](int row, int eighth) { return tile + row * 128 + ((eighth ^ (row % 8)) << 4); };
+
+    uint32_t b[4][N][2];
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+#pragma unroll
+      for (int k = 0; k < 4; k += 2) {
+        uint32_t r[4];
+        paged::load_matrices_transposed(r, shared_address(&shared.b[stage.stage][16 * k + lane][8 * n]));
+        b[k][n][0] = r[0], b[k][n][1] = r[1];
+        b[k + 1][n][0] = r[2], b[k + 1][n][1] = r[3];
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        uint32_t a[4];
+        paged::load_matrices(a, address(64 * warp + 16 * m + lane % 16, 2 * k + lane / 16));
+#pragma unroll
+        for (int n = 0; n < N; ++n)
+          paged::multiply_add(grad_low[m][n], a[0], a[1], a[2], a[3], b[k][n][0], b[k][n][1]);
+      }
+    }
+
+    float grad_b[N][4] = {};
+#pragma unroll
+    for (int k = 0; k < 16; ++k) {
+      uint32_t a[4];  // 16 columns x 16 rows
+      paged::load_matrices_transposed(
+          a, address(half * 256 + 16 * k + lane / 16 * 8 + lane % 8, my_columns / 8 + lane / 8 % 2));
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+        paged::multiply_add(grad_b[n], a[0], a[1], a[2], a[3], low[k][n][0], low[k][n][1]);
+    }
+    barrier_arrive(&shared.empty[stage.stage]);
+
+    auto& other = shared.half[chunk % 2];
+    const auto for_pairs = [&](auto&& f) {
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        f(my_columns + g, 8 * n + t, grad_b[n][0], grad_b[n][1]);
+        f(my_columns + g + 8, 8 * n + t, grad_b[n][2], grad_b[n][3]);
+      }
+    };
+    if (half == 1) {
+      for_pairs([&](int column, int r, float x, float y) {
+        *reinterpret_cast<float2*>(&other[column][r]) = make_float2(x, y);
+      });
+    }
+    named_sync(1 + warp % 4,
+               64);  // the two warps of these columns; what the next but one chunk overwrites is read
+    if (half == 0) {
+      float* sums = p.grad_b + (blockIdx.y * p.outputs + int64_t{chunk} * block_columns) * R;
+      for_pairs([&](int column, int r, float x, float y) {
+        const float2 rest = *reinterpret_cast<const float2*>(&other[column][r]);
+        *reinterpret_cast<float2*>(sums + column * R + r) = make_float2(x + rest.x, y + rest.y);
+      });
+    }
+  }
+
+#pragma unroll
+  for (int m = 0; m < 4; ++m) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int64_t row = first_row + 64 * warp + 16 * m + 8 * i + g;
+      if (row >= p.rows) continue;
+      float* sums = p.grad_low + (blockIdx.x * p.rows + row) * R + t;
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+        *reinterpret_cast<float2*>(sums + 8 * n) =
+            make_float2(grad_low[m][n][2 * i], grad_low[m][n][2 * i + 1]);
+    }
+  }
+}
+
+#else
+
+template <int R>
+__global__ void low_rank_backward_kernel(const __grid_constant__ CUtensorMap map, const LowRankSums p) {}
+
+#endif
+
+struct LowRankResults {
+  float* grad_b;
+  bf16* grad_low;
+  int64_t grad_b_stride, grad_low_stride;
+  float scale;
+};
+
+__device__ float4 sum_of_groups(const float4* parts, int64_t pitch, int groups) {
+  float4 sum = {};
+  for (int i = 0; i < groups; ++i) {
+    const float4 x = parts[i * pitch];
+    sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+  }
+  return sum;
+}
+
+// Four numbers a thread: first those of grad_b, then those of grad_low.
+template <int R>
+__global__ void __launch_bounds__(256)
+    low_rank_sum_kernel(const LowRankSums p, const LowRankResults to, int row_groups, int column_groups) {
+  wait_for_previous();
+  start_next();
+  const int64_t of_b = p.outputs * R / 4, of_low = p.rows * R / 4;
+  int64_t i = blockIdx.x * int64_t{256} + threadIdx.x;
+  if (i < of_b) {
+    const float4 sum = sum_of_groups(reinterpret_cast<const float4*>(p.grad_b) + i, of_b, row_groups);
+    auto* out = reinterpret_cast<float4*>(to.grad_b + i / (R / 4) * to.grad_b_stride + i % (R / 4) * 4);
+    float4 x = *out;
+    x.x += to.scale * sum.x, x.y += to.scale * sum.y, x.z += to.scale * sum.z, x.w += to.scale * sum.w;
+    *out = x;
+    return;
+  }
+  i -= of_b;
+  if (i >= of_low) return;
+  const float4 sum = sum_of_groups(reinterpret_cast<const float4*>(p.grad_low) + i, of_low, column_groups);
+  *reinterpret_cast<uint2*>(to.grad_low + i / (R / 4) * to.grad_low_stride + i % (R / 4) * 4) = make_uint2(
+      paged::pack(to.scale * sum.x, to.scale * sum.y), paged::pack(to.scale * sum.z, to.scale * sum.w));
+}
+
+// False: not for this kernel.
+template <int R>
+bool launch_fused(const Context& context, const LowRankBackward& op) {
+  const auto aligned = [](const Tensor& tensor, int64_t bytes) {
+    return reinterpret_cast<uintptr_t>(tensor.raw()) % static_cast<uintptr_t>(bytes) == 0 &&
+           tensor.row_stride() * size_of(tensor.dtype()) % bytes == 0;
+  };
+  const int64_t rows = op.grad_out.rows(), outputs = op.grad_out.columns();
+  const int64_t chunks = outputs / block_columns;
+  if (rows == 0 || chunks == 0 || outputs % block_columns != 0 || !op.b.contiguous() || !aligned(op.b, 16) ||
+      !mappable(op.grad_out.raw(), op.grad_out.row_stride() * 2) || !aligned(op.grad_b, 16) ||
+      !aligned(op.grad_low, 8)) {
+    return false;
+  }
+  const int64_t row_groups = ceil_div(rows, block_rows);
+  const int64_t column_groups = std::clamp<int64_t>(context.cuda->multiprocessors / row_groups, 1, chunks);
+  LowRankSums sums = {.low = pointer<bf16>(op.low),
+                      .b = pointer<bf16>(op.b),
+                      .low_stride = op.low.row_stride(),
+                      .rows = rows,
+                      .outputs = outputs,
+                      .grad_b = static_cast<float*>(context.cuda->blas_workspace.data())};
+  sums.grad_low = sums.grad_b + row_groups * outputs * R;
+  const int64_t scratch = (row_groups * outputs + column_groups * rows) * R * int64_t{sizeof(float)};
+  if (scratch > context.cuda->blas_workspace.bytes()) return false;
+
+  const auto kernel = low_rank_backward_kernel<R>;
+  SL_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(sizeof(LowRankStages<R>))));
+  launch_kernel(context, kernel,
+                dim3(static_cast<unsigned>(column_groups), static_cast<unsigned>(row_groups)),
+                dim3(consumers + 32), sizeof(LowRankStages<R>), matrix_map(op.grad_out, copied_rows), sums);
+  const LowRankResults results = {.grad_b = pointer<float>(op.grad_b),
+                                  .grad_low = pointer<bf16>(op.grad_low),
+                                  .grad_b_stride = op.grad_b.row_stride(),
+                                  .grad_low_stride = op.grad_low.row_stride(),
+                                  .scale = op.scale};
+  const int64_t items = (outputs + rows) * R / 4;
+  launch_kernel(context, low_rank_sum_kernel<R>, dim3(static_cast<unsigned>(ceil_div(items, 256))), dim3(256),
+                0, sums, results, static_cast<int>(row_groups), static_cast<int>(column_groups));
+  return true;
+}
+
+// How many groups share the sum of a row depends on the rows, so not where that is forbidden.
+bool launch_fused(const Context& context, const LowRankBackward& op) {
+  if (context.cuda->compute_capability != 90 || op.grad_out.dtype() != DType::bf16 || context.deterministic)
+    return false;
+  const int64_t rank = op.b.columns();
+  return rank == 8 ? launch_fused<8>(context, op) : rank == 16 && launch_fused<16>(context, op);
+}
+
+}  // namespace
+}  // namespace cuda
+
+template <>
+void launch<Device::cuda>(const Context& context, const LowRankBackward& op) {
+  const LowRankProducts products = products_of(context, op);
+  if (cuda::launch_fused(context, op)) return;
+  launch<Device::cuda>(context, products.grad_b);
+  launch<Device::cuda>(context, products.grad_low);
+}
+
+}  // namespace sl

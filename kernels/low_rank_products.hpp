@@ -1,0 +1,31 @@
+// LowRankBackward as two products: what it is where nothing faster is at hand.
+#pragma once
+
+#include "kernels/ops.hpp"
+#include "kernels/shapes.hpp"
+
+namespace sl {
+
+struct LowRankProducts {
+  Gemm grad_b, grad_low;  // to be run in this order: grad_low may lie where low does
+};
+
+// Checks the shapes.
+inline LowRankProducts products_of(const Context& context, const LowRankBackward& op) {
+  const DType storage = op.grad_out.dtype();
+  match_shapes("LowRankBackward", context.device,
+               {{"grad_out", op.grad_out, "TO", storage},
+                {"low", op.low, "TR", storage},
+                {"b", op.b, "OR", storage},
+                {"grad_b", op.grad_b, "OR", DType::f32},
+                {"grad_low", op.grad_low, "TR", storage}});
+  return {.grad_b = {.a = op.grad_out,
+                     .b = op.low,
+                     .out = op.grad_b,
+                     .transpose_a = true,
+                     .alpha = op.scale,
+                     .beta = 1.0F},
+          .grad_low = {.a = op.grad_out, .b = op.b, .out = op.grad_low, .alpha = op.scale}};
+}
+
+}  // namespace sl
