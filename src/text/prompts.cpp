@@ -47,6 +47,7 @@ const std::vector<PromptKind>& prompt_kinds() {
   static const std::vector<PromptKind> kinds = {{"instruct_user", {}},
                                                 {"instruct_begun", {"first", "second"}},
                                                 {"judge_instruction", {"instruction"}},
+                                                {"judge_response", {"instruction", "text"}},
                                                 {"extend", {"instruction", "text"}},
                                                 {"length_control", {"instruction", "demand"}},
                                                 {"demand_about", {"number"}},

@@ -17,6 +17,7 @@ namespace sl {
 //   instruct_user      (none)                    asks for a list of writing tasks; user turn of stage 0
 //   instruct_begun     {first} {second}          assistant turn already begun: two tasks, number of a third
 //   judge_instruction  {instruction}             does it suit an article of more than 2,000 words? yes or no
+//   judge_response     {instruction} {text}      how good is the text? seven numbers, as JSON
 //   extend             {instruction} {text}      write a longer, richer version of the text
 //   length_control     {instruction} {demand}    state the length demand inside the instruction
 //   demand_about, demand_above, demand_below     {number}    the demands, as parts of a sentence

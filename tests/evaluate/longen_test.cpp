@@ -24,11 +24,20 @@ JsonRow row(int64_t line, const std::string& type, const std::string& constraint
                      {"response", words(count)}}};
 }
 
+std::vector<LonGenScore> scores_of(const std::vector<JsonRow>& rows) {
+  std::vector<LonGenScore> scores;
+  for (const JsonRow& one : rows) scores.push_back(score_longen(one, one.value["response"], "rows.jsonl"));
+  return scores;
+}
+
+std::vector<LonGenScore> four_scores() {
+  return scores_of({row(1, "about", "around 100 words", 80), row(2, "range", "100-200 words", 75),
+                    row(3, "above", "more than 100 words", 150),
+                    row(4, "below", "less than 100 words", 125, "zh")});
+}
+
 TEST(LonGen, ScoresEveryTypeByItsInterval) {
-  const std::vector<LonGenScore> scores = score_longen(
-      {row(1, "about", "around 100 words", 80), row(2, "range", "100-200 words", 75),
-       row(3, "above", "more than 100 words", 150), row(4, "below", "less than 100 words", 125, "zh")},
-      "rows.jsonl");
+  const std::vector<LonGenScore> scores = four_scores();
   ASSERT_EQ(scores.size(), 4U);
   EXPECT_DOUBLE_EQ(scores[0].score, 1.0);
   EXPECT_DOUBLE_EQ(scores[1].score, 0.5);  // 2 * 75 / 100 - 1
@@ -46,19 +55,34 @@ TEST(LonGen, ScoresEveryTypeByItsInterval) {
   EXPECT_EQ(report["ranges"]["2-4k"]["counts"]["range"], 1);
 }
 
+TEST(LonGen, TableHasALineForEachGroupAndForAll) {
+  const std::vector<LonGenScore> scores = four_scores();
+  EXPECT_EQ(longen_table(scores, {}),
+            "language  range    rows     words   about   range   above   below  overall\n"
+            "en        2-4k        3     101.7   1.000   0.500   1.000       -    0.833\n"
+            "en        all         3     101.7   1.000   0.500   1.000       -    0.833\n"
+            "zh        2-4k        1     125.0       -       -       -   0.500    0.500\n"
+            "zh        all         1     125.0       -       -       -   0.500    0.500\n"
+            "all       2-4k        4     107.5   1.000   0.500   1.000   0.500    0.750\n"
+            "all       all         4     107.5   1.000   0.500   1.000   0.500    0.750\n");
+  const std::string judged = longen_table(scores, {8.0, std::nullopt, 5.0, std::nullopt});
+  EXPECT_NE(judged.find("   0.833     6.50       2\n"), std::string::npos) << judged;
+  EXPECT_NE(judged.find("   0.500        -       0\n"), std::string::npos) << judged;
+}
+
 TEST(LonGen, NamesTheBadRow) {
   const auto message = [](const JsonRow& bad) -> std::string {
     try {
-      score_longen({bad}, "rows.jsonl");
+      score_longen(bad, "", "rows.jsonl");
     } catch (const InputError& error) {
       return error.what();
     }
     return "";
   };
   JsonRow without = row(7, "about", "around 100 words", 1);
-  without.value.erase("response");
+  without.value.erase("constraint");
   EXPECT_NE(message(without).find("rows.jsonl:7"), std::string::npos);
-  EXPECT_NE(message(without).find("response"), std::string::npos);
+  EXPECT_NE(message(without).find("constraint"), std::string::npos);
   EXPECT_NE(message(row(8, "nearly", "100", 1)).find("rows.jsonl:8"), std::string::npos);
   EXPECT_NE(message(row(9, "about", "some words", 1)).find("rows.jsonl:9"), std::string::npos);
 }
