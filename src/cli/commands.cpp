@@ -32,8 +32,10 @@ constexpr Command commands[] = {
      "--model MODEL --adapter DIR --output FOLDER", export_command},
     {"inspect", "what is in a run, a model, an adapter or a dataset; whether a run is done",
      "runs/quickstart", inspect_command},
-    {"evaluate longen", "how well responses meet the lengths that LonGen demands", "--data responses.jsonl",
-     evaluate_longen_command},
+    {"evaluate longen", "how well responses meet the lengths that LonGen demands, and how good they are",
+     "--model MODEL --data LonGen.jsonl --judge", evaluate_longen_command},
+    {"evaluate choice", "how often the right choice is the likeliest", "--model MODEL --data questions.jsonl",
+     evaluate_choice_command},
     {"text check", "words of texts, and whether the method would accept them",
      "--lang en --input texts.jsonl --output checked.jsonl", text_check_command},
     {"tokenize", "texts to token ids", "--model MODEL --input texts.jsonl --output tokens.jsonl",
@@ -100,7 +102,7 @@ int run_command_line(const Arguments& arguments) {
     if (name == arguments[0]) return command.run({arguments.begin() + 1, arguments.end()});
     if (name == two) return command.run({arguments.begin() + 2, arguments.end()});
     names.push_back(name);
-    if (name.starts_with(arguments[0] + " ")) same_first_word = name;
+    if (same_first_word.empty() && name.starts_with(arguments[0] + " ")) same_first_word = name;
   }
   if (!same_first_word.empty() && two.ends_with(" --help")) return run_command_line({"--help"});
   // "text chek" is near a command of two words; in "genrate --model" only the first word is the command.

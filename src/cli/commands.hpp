@@ -17,6 +17,7 @@ int train_command(const Arguments& arguments);
 int export_command(const Arguments& arguments);
 int inspect_command(const Arguments& arguments);
 int evaluate_longen_command(const Arguments& arguments);
+int evaluate_choice_command(const Arguments& arguments);
 int bench_linear_command(const Arguments& arguments);
 int bench_decode_command(const Arguments& arguments);
 int bench_prefill_command(const Arguments& arguments);

@@ -4,8 +4,8 @@
 namespace sl::test {
 namespace {
 
-const char* const all_commands[] = {"run",        "generate", "score",     "evaluate longen",
-                                    "text check", "tokenize", "detokenize"};
+const char* const all_commands[] = {
+    "run", "generate", "score", "evaluate longen", "evaluate choice", "text check", "tokenize", "detokenize"};
 
 std::vector<std::string> words_of(const std::string& text) {
   std::vector<std::string> words;
