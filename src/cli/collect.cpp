@@ -54,6 +54,23 @@ void add_control_options(CommandLine& line, CollectOptions& collect) {
   line.add("control-tokens", collect.weave.tokens, "longest rewritten instruction, in tokens", at_least(1));
 }
 
+// Of a collection that goes on with more instructions the final set is made anew, of all batches.
+void raise_instructions(const CollectOptions& wanted, const RunFolder& collected, nlohmann::json& content) {
+  nlohmann::json& had = content["options"]["instructions"];
+  const auto before = had.get<int64_t>();
+  if (before == wanted.instructions) return;
+  if (before % wanted.batch != 0) {
+    throw InputError(fmt::format("its last batch is one of {} instructions, not {}, and cannot grow",
+                                 before % wanted.batch, wanted.batch),
+                     "--instructions", fmt::format("leave them at {}", before));
+  }
+  // Gone before the new number is there: a kill in between leaves a collection that makes the old set again.
+  std::error_code error;
+  fs::remove(collected.stage_file(0, "final"), error);
+  if (error) throw SystemError("unlink", collected.stage_file(0, "final"), error.value());
+  had = wanted.instructions;
+}
+
 int collect_run(CollectChoice& choice, const FinishedRun& run, const nlohmann::json& run_json,
                 const nlohmann::json& options) {
   PromptsByLanguage prompts;
@@ -68,6 +85,7 @@ int collect_run(CollectChoice& choice, const FinishedRun& run, const nlohmann::j
                  .stall_timeout = choice.stall_timeout,
                  .folder = collected,
                  .options = options,
+                 .may_rise = "instructions",
                  .adapters = {read_lora_shape(run.generator())},
                  .first_adapted = 1};
   setup.opened = [&](nlohmann::json& content, bool begins, const Grid&) {
@@ -77,7 +95,7 @@ int collect_run(CollectChoice& choice, const FinishedRun& run, const nlohmann::j
     }
     if (begins) content["generator_iteration"] = run.iterations;
     const auto before = content.value("generator_iteration", int64_t{0});
-    if (before == run.iterations) return;
+    if (before == run.iterations) return raise_instructions(choice.collect, collected, content);
     throw InputError(fmt::format("was collected with the Generator of iteration {}, and {} are finished now",
                                  before, run.iterations),
                      collected.path(), "move it away to collect anew");

@@ -38,15 +38,16 @@ const std::set<std::string, std::less<>> free_to_change = {"out",
                                                            "adapter",
                                                            "run"};
 
-void check_same_run(const RunFolder& folder, const nlohmann::json& before, const nlohmann::json& options,
-                    const ModelSource& source) {
+void check_same_run(const RunSetup& setup, const nlohmann::json& before, const ModelSource& source) {
+  const RunFolder& folder = setup.folder;
   if (before.value("fingerprint", "") != source.fingerprint) {
     throw InputError(fmt::format("was begun with another model ({})", before.value("model", "unknown")),
                      folder.path(), "give that model, or another --out");
   }
-  for (const auto& [name, value] : options.items()) {
+  for (const auto& [name, value] : setup.options.items()) {
     if (free_to_change.contains(name) || !before.contains("options") || !before["options"].contains(name))
       continue;
+    if (name == setup.may_rise && before["options"][name] < value) continue;
     if (before["options"][name] != value) {
       throw InputError(
           fmt::format("was begun with --{} {}, not {}", name, before["options"][name].dump(), value.dump()),
@@ -70,7 +71,7 @@ std::unique_ptr<RunLock> open_run(const RunSetup& setup, const ModelSource& sour
            {"fingerprint", source.fingerprint},
            {"options", setup.options}};
   } else {
-    check_same_run(folder, run, setup.options, source);
+    check_same_run(setup, run, source);
   }
   setup.opened(run, begins, grid);
   run["state"] = state_name(RunState::running);

@@ -20,6 +20,7 @@ struct RunSetup {
   double stall_timeout = default_stall_timeout;
   RunFolder folder;
   nlohmann::json options;           // resolved: when the run goes on they must be the same
+  std::string may_rise = "";        // but for this one, which may be larger then
   std::vector<LoraShape> adapters;  // that are served at a time
   int64_t first_adapted = 2;        // Session's
   // On rank 0, with what run.json is going to hold: of a run that begins, or one that goes on and whose

@@ -217,6 +217,29 @@ TEST_F(Collect, KilledInEveryStage) {
   expect_same_results(collected.path(), RunFolder(undisturbed).collected().path());
 }
 
+// More instructions than it was begun with: as if it had been begun with them.
+TEST_F(Collect, GoesOnWithMoreInstructions) {
+  const std::string at_once = copy_of_run("at_once"), raised = copy_of_run("raised");
+  ASSERT_EQ(run_job(2, tiny_collect(at_once, {"--instructions", "8"})).status, 0);
+  ASSERT_EQ(run_job(2, tiny_collect(raised, {"--instructions", "4"})).status, 0);
+  const RunFolder collected = RunFolder(raised).collected();
+  const int64_t before = read_table(collected.stage_file(0, "final")).rows();
+  const Ended ended = run_job(2, tiny_collect(raised, {"--instructions", "8"}));
+  ASSERT_EQ(ended.status, 0) << ended.err;
+  EXPECT_GT(read_table(collected.stage_file(0, "final")).rows(), before);
+  expect_same_results(collected.path(), RunFolder(at_once).collected().path());
+  EXPECT_EQ(run_job(2, tiny_collect(raised, {"--instructions", "8"})).status, 0);
+
+  const Ended fewer = run_job(2, tiny_collect(raised, {"--instructions", "4"}));
+  EXPECT_EQ(fewer.status, 2);
+  EXPECT_NE(fewer.err.find("--instructions 8, not 4"), std::string::npos) << fewer.err;
+  const std::string odd = copy_of_run("odd");
+  ASSERT_EQ(run_job(2, tiny_collect(odd, {"--instructions", "6"})).status, 0);
+  const Ended more = run_job(2, tiny_collect(odd, {"--instructions", "8"}));
+  EXPECT_EQ(more.status, 2);
+  EXPECT_NE(more.err.find("cannot grow"), std::string::npos) << more.err;
+}
+
 TEST_F(Collect, AskedToStop) {
   const std::string run = copy_of_run("run");
   const RunFolder collected = RunFolder(run).collected();
