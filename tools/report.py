@@ -15,7 +15,7 @@ import sys
 
 from run_data import Run, refuse
 from run_report import figures as run_figures
-from run_report import page, texts, work
+from run_report import collection, page, texts, work
 
 STATES = ("running", "stopped", "done", "failed")
 
@@ -91,6 +91,7 @@ def main():
         refuse(f"--texts {choice.texts}: is too few; give 2 or more")
     run = Run(choice.run, choice.program)
     figures = run_figures.read(run, choice.texts)
+    collected = collection.section(run)
     for line in run.warnings:
         print(f"warning: {line}", file=sys.stderr)
     output = pathlib.Path(choice.output) if choice.output else run.folder / "report.html"
@@ -107,6 +108,7 @@ def main():
                 ("Variety", texts.variety(figures)),
                 ("Training", work.training(figures)),
                 ("Time", work.times(figures)),
+                ("Collection", collected),
                 ("Samples", texts.samples(figures)),
                 ("Configuration", work.facts(run) + work.configuration(run)),
             ],

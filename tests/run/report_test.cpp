@@ -126,6 +126,46 @@ TEST(Report, ShowsTheNumbersOfTheDatasetsAndMetrics) {
   }
 }
 
+TEST(Report, ShowsTheCollection) {
+  const ScratchFolder scratch;
+  const std::string run = scratch / "run";
+  write_run(run, {"One.", "Two."});
+  const RunFolder collected = RunFolder(run).collected();
+  std::filesystem::create_directories(collected.path());
+  ASSERT_EQ(report_on(run).status, 0);
+  EXPECT_TRUE(holds(read_bytes(run + "/report.html"), "The collection is not finished"));
+
+  write_bytes(
+      collected.metrics(),
+      "{\"batch\":1,\"stage\":\"initial\",\"samples\":4,\"accepted\":3,\"attempts\":1200}\n"
+      "{\"batch\":0,\"stage\":\"length_control\",\"samples\":3,\"accepted\":1,\"attempts\":5}\n{\"ba");
+  Table final;
+  const std::vector<std::string> texts(4, "a text");
+  for (const char* name : {"instruction", "response", "language", "original_instruction"})
+    final.add(name, texts);
+  final.add("source", std::vector<std::string>{"iter_01/initial", "iter_01/initial",
+                                               "collected/batch_01/initial", "collected/batch_01/initial"});
+  final.add("words", std::vector<int64_t>{10, 20, 30, 41});
+  final.add("demand", std::vector<std::string>{"about", "none", "about", "below"});
+  final.add("woven", std::vector<int64_t>{1, 0, 0, 0});
+  write_table(collected.stage_file(0, "final"), final, MPI_COMM_NULL);
+  const Ended ended = report_on(run);
+  ASSERT_EQ(ended.status, 0) << ended.err;
+  EXPECT_EQ(ended.err, "");
+  const std::string page = read_bytes(run + "/report.html");
+  for (const std::vector<std::string>& row : std::vector<std::vector<std::string>>{
+           {"iter_01/initial", "2", "15.0", "1", "1", "0", "100.0%"},
+           {"collected/batch_01/initial", "2", "35.5", "2", "0", "2", "0.0%"},
+           {"all", "4", "25.2", "3", "1", "2", "33.3%"},
+           {"about", "2", "66.7%"},
+           {"below", "1", "33.3%"},
+           {"range", "0", "0.0%"},
+           {"1", "initial", "4", "3", "0", "0", "1,200", "0", "0.2%"},
+           {"all", "length control", "3", "1", "0", "0", "5", "0", "20.0%"}}) {
+    EXPECT_TRUE(holds(page, cells(row))) << cells(row);
+  }
+}
+
 TEST(Report, EscapesTextsAndFindsWhatIsNearlyTheSame) {
   const ScratchFolder scratch;
   std::string same = "<script>alert('x')</script> & more \x01";
