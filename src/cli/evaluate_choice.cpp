@@ -23,15 +23,15 @@ struct ChoiceOptions {
   int64_t pass_tokens = default_pass_tokens;
 };
 
-struct Question {
+struct ChoiceQuestion {
   std::string text;
   std::vector<std::string> choices;
   size_t answer = 0;
 };
 
-Question read_question(const JsonRow& row, const std::string& path) {
+ChoiceQuestion read_question(const JsonRow& row, const std::string& path) {
   const std::string where = place_of_row(row, path);
-  Question question;
+  ChoiceQuestion question;
   question.text = required_string(row, "question", path);
   const json choices = row.value.value("choices", json());
   if (!choices.is_array() || choices.size() < fewest_choices || choices.size() > most_choices) {
@@ -65,12 +65,12 @@ Question read_question(const JsonRow& row, const std::string& path) {
 }
 
 // The question's tokens, then a choice's: without chat turns the choice follows a space.
-struct Tokens {
+struct ChoiceTokens {
   std::vector<TrainingRow> rows;  // one a choice, in order
   std::vector<size_t> prompts;    // tokens of its question
 };
 
-void append(Tokens& tokens, const Question& question, const ModelSource& source, bool raw,
+void append(ChoiceTokens& tokens, const ChoiceQuestion& question, const ModelSource& source, bool raw,
             const std::string& where) {
   const Message message{"user", question.text};
   const std::vector<int32_t> prompt = raw ? source.tokenizer->encode(question.text, /*add_special=*/true)
@@ -101,8 +101,8 @@ size_t best_of(const std::vector<double>& values) {
   return static_cast<size_t>(std::max_element(values.begin(), values.end()) - values.begin());
 }
 
-json evaluate(std::vector<JsonRow>& rows, const std::vector<Question>& questions, const Tokens& tokens,
-              const std::vector<std::vector<double>>& logs) {
+json evaluate(std::vector<JsonRow>& rows, const std::vector<ChoiceQuestion>& questions,
+              const ChoiceTokens& tokens, const std::vector<std::vector<double>>& logs) {
   int64_t right = 0, right_normalized = 0;
   double chance = 0.0;
   size_t at = 0;
@@ -162,12 +162,13 @@ int evaluate_choice_command(const Arguments& arguments) {
   RowOutput::check(options.output);
   if (!options.rows.empty()) RowOutput::check(options.rows);
   std::vector<JsonRow> rows = read_json_lines(options.data);
-  std::vector<Question> questions;
+  std::vector<ChoiceQuestion> questions;
+  questions.reserve(rows.size());
   for (const JsonRow& row : rows) questions.push_back(read_question(row, options.data));
 
   Ranks ranks = start_ranks(options.model);
   ModelSource source = open_model(options.model.model);
-  Tokens tokens;
+  ChoiceTokens tokens;
   for (size_t i = 0; i < rows.size(); ++i)
     append(tokens, questions[i], source, options.raw, place_of_row(rows[i], options.data));
   const auto logs =

@@ -31,7 +31,7 @@ std::string mark_of_adapter(const std::string& folder) {
   return folder.empty() || !weights ? "" : checksum_digits(*weights);
 }
 
-Task<json> respond(Engine& engine, const Request& request) {
+Task<json> answer_query(Engine& engine, const Request& request) {
   const Completion completion = co_await engine.complete(request);
   co_return json{{"response", completion.text}, {"finish_reason", finish_reason_name(completion.finish)}};
 }
@@ -192,7 +192,7 @@ class Evaluation {
       request.adapter = choice_.model.adapter.empty() ? -1 : 0;
     }
     complete(answer_, std::move(source), choice_.model,
-             [](Engine& engine, const Request& request, int64_t) { return respond(engine, request); });
+             [](Engine& engine, const Request& request, int64_t) { return answer_query(engine, request); });
   }
 
   // Rows of another evaluation are not thrown away without a word.
