@@ -263,6 +263,13 @@ struct ClearRows {
   Tensor out;   // a matrix of 4-byte numbers
 };
 
+// x(to(i), ...) = x(from(i), ...): the pages and the row of the bitmap that one sequence takes over from
+// another. No row is copied to twice, or copied both from and to.
+struct CopyRows {
+  Tensor from, to;  // N
+  Tensor x;         // a matrix, of any dtype
+};
+
 // Sets the bit of token tokens(t) in row slots(t) of the bitmap; a negative slot is skipped.
 struct MarkSeen {
   Tensor tokens, slots;  // T
@@ -288,6 +295,23 @@ struct Sample {
   Tensor out;     // R, i32
 };
 
+// The N best tokens of each row, best first, the smaller id first among equals, and their scores. As in the
+// beam search of Transformers the score is the log-probability (log-softmax of the logits), then multiplied
+// by the penalty where the token was seen, then -infinity where it is banned. Logits that Sample cannot draw
+// from are treated as there: an exception on hosts, on a GPU -1 for all tokens of the row. logits is scratch
+// after.
+struct BestTokens {
+  Tensor logits;   // R, V (whole vocabulary), f32
+  Tensor seen;     // slots, ceil(V / 32), u32
+  Tensor slots;    // R: row of `seen`; negative: no penalty
+  Tensor penalty;  // R, f32
+  Tensor banned;   // B, i32: tokens that rows with ban(i) != 0 must not have (min_tokens)
+  Tensor ban;      // R, i32
+  Tensor tokens;   // R, N, i32; N at most V and most_best_tokens
+  Tensor scores;   // R, N, f32
+};
+constexpr int64_t most_best_tokens = 128;
+
 // AdamW (Loshchilov and Hutter 2019) with bias correction, as torch.optim.AdamW orders it: decay, then step.
 struct AdamW {
   Tensor parameter, gradient, first_moment, second_moment;  // same shape, f32
@@ -307,9 +331,9 @@ struct SumOfSquares {  // *result += sum of x^2, in double; returns when the val
 #define SL_FOR_EACH_OP(DO) \
   DO(Gemm) DO(Embedding) DO(EmbeddingBackward) DO(AddRmsNorm) DO(RmsNormBackward) DO(Rope) \
   DO(RopeStoreKv) DO(PlanPagedAttention) DO(PagedAttention) DO(PackedAttention) DO(PackedAttentionBackward) DO(SwiGlu) \
-  DO(SwiGluBackward) DO(PackLowRank) DO(LowRankBackward) DO(GatherRows) DO(ScatterAddRows) DO(Copy) DO(Add) DO(Fill) DO(FillUniform) \
-  DO(CrossEntropyStats) DO(CrossEntropyGradient) DO(FillInTokens) DO(ClearRows) DO(MarkSeen) DO(Sample) DO(AdamW) \
-  DO(SumOfSquares)
+  DO(SwiGluBackward) DO(PackLowRank) DO(LowRankBackward) DO(GatherRows) DO(ScatterAddRows) DO(Copy) DO(Add) DO(Fill) \
+  DO(FillUniform) DO(CrossEntropyStats) DO(CrossEntropyGradient) DO(FillInTokens) DO(ClearRows) DO(CopyRows) DO(MarkSeen) \
+  DO(Sample) DO(BestTokens) DO(AdamW) DO(SumOfSquares)
 // clang-format on
 
 // One file of that purpose in kernels/cpu and kernels/cuda defines the specialisation for its device.

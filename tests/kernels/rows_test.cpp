@@ -151,6 +151,31 @@ TEST_P(RowsTest, ClearRowsLeavesTheOthers) {
   EXPECT_THROW(run(context(), ClearRows{.rows = outside, .out = out}), BugError);
 }
 
+TEST_P(RowsTest, CopyRowsLeavesTheOthers) {
+  for (const int64_t width : {1, 37, 64, 4096, 4099}) {
+    const int64_t count = 9;
+    const std::vector<float> before = floats(count * width, 5);
+    std::vector<float> expected = before;
+    const std::vector<int32_t> from = {8, 0, 8}, to = {2, 7, 3};
+    for (size_t i = 0; i < to.size(); ++i)
+      std::copy_n(before.begin() + from[i] * width, width, expected.begin() + to[i] * width);
+    for (const int64_t gap : {0, 3}) {
+      const Stored x(place(), {count, width}, before, gap);
+      const Guarded<int32_t> from_t(device(), {3}, from), to_t(device(), {3}, to), none(device(), {0});
+      run(context(), CopyRows{.from = none, .to = none, .x = x});
+      EXPECT_EQ(x.read(), before);
+      run(context(), CopyRows{.from = from_t, .to = to_t, .x = x});
+      EXPECT_EQ(x.read(), expected);
+      EXPECT_TRUE(x.surroundings_untouched());
+    }
+  }
+  if (!on_host()) return;
+  const Stored x(place(), {2, 3});
+  const Guarded<int32_t> inside(device(), {1}, {1}), outside(device(), {1}, {2});
+  EXPECT_THROW(run(context(), CopyRows{.from = inside, .to = outside, .x = x}), BugError);
+  EXPECT_THROW(run(context(), CopyRows{.from = inside, .to = inside, .x = x}), BugError);
+}
+
 TEST_P(RowsTest, RefusesMissingAndForeignTensors) {
   const Stored x(place(), {2, 4}), out(place(), {2, 4});
   const Guarded<int32_t> indices(device(), {2}, {0, 1});
