@@ -35,6 +35,7 @@ void add_method_row(SamplingRows& rows, int64_t slot, int64_t position) {
   rows.position.push_back(static_cast<uint32_t>(position));
   rows.ban.push_back(-1);
   rows.choice.push_back(-1);
+  rows.best.push_back(0);
 }
 
 // Appends a sequence with pages of its own whose last `rows` of `context` tokens are computed.
@@ -66,13 +67,13 @@ void use_adapters(Batch& batch, int64_t adapters) {
 
 // The time of a step while the next one is planned and sent, as the engine runs.
 double step_seconds(ModelStep& step, const Batch& batch, const SamplingRows& rows, int64_t repeats) {
-  std::vector<int32_t> sampled;
+  StepResult result;
   const auto steps = [&](int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
       step.launch(batch, rows);
-      if (i >= step.lag()) step.collect(sampled);
+      if (i >= step.lag()) step.collect(result);
     }
-    for (int64_t i = 0; i < std::min(count, step.lag()); ++i) step.collect(sampled);
+    for (int64_t i = 0; i < std::min(count, step.lag()); ++i) step.collect(result);
   };
   steps(3);
   const auto begin = Clock::now();
@@ -181,12 +182,12 @@ json prefill(const Ranks& ranks, const ModelConfig& config, const BenchChoice& c
     add_sequence(batch, samplings.emplace_back(), end - begin, end, page_tokens, config.vocabulary);
     use_adapters(batch, std::min<int64_t>(choice.adapters, 1));
   }
-  std::vector<int32_t> sampled;
+  StepResult result;
   ranks.groups.world->barrier();
   const double seconds = slowest(ranks, median_seconds(context, choice.repeats, [&] {
                                    for (size_t i = 0; i < batches.size(); ++i) {
                                      step.launch(batches[i], samplings[i]);
-                                     step.collect(sampled);
+                                     step.collect(result);
                                    }
                                  }));
   const auto tokens = static_cast<double>(choice.context);

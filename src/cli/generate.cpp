@@ -30,12 +30,13 @@ void define(CommandLine& line, GenerateOptions& options) {
       "the row plus \"response\", \"tokens\" and \"finish_reason\", in the order of the input");
   line.add("raw", options.raw, "send a prompt as it is, without chat turns");
   add_sampling_options(line, options.sampling);
+  add_beam_options(line, options.sampling);
   line.add("seed", options.seed, "of the draws; a row's response depends on it and on the row's number");
   add_engine_options(line, options.engine);
   line.note(
       "Messages that end with the assistant's are continued. finish_reason is stop (an end token or a "
       "stop text), length (--max-tokens) or context (no positions or pages are left). tokens are all "
-      "that were generated, the ending one included.");
+      "that were generated, the ending one included. With --beams rows also have \"score\".");
   line.example("selflengthen generate --model MODEL --input prompts.jsonl --output responses.jsonl");
   line.example(
       "mpirun -n 4 selflengthen generate --model MODEL --tp 2 --temperature 0 --max-tokens 500 "
@@ -101,9 +102,11 @@ std::vector<int32_t> prompt_of(const JsonRow& row, const ModelSource& source,
 
 Task<json> respond(Engine& engine, const Request& request) {
   const Completion completion = co_await engine.complete(request);
-  co_return json{{"response", completion.text},
+  json answer = {{"response", completion.text},
                  {"tokens", completion.tokens},
                  {"finish_reason", finish_reason_name(completion.finish)}};
+  if (request.has_beams()) answer["score"] = completion.score;
+  co_return answer;
 }
 
 }  // namespace

@@ -121,6 +121,18 @@ void add_sampling_options(CommandLine& line, SamplingParameters& sampling) {
            unescaped);
 }
 
+void add_beam_options(CommandLine& line, SamplingParameters& sampling) {
+  line.group("Sampling");
+  line.add("beams", sampling.beams,
+           "above 1: the best of a beam search over so many, without chance; temperature, top-p and top-k do "
+           "not matter then",
+           at_least(1));
+  line.add(
+      "length-penalty", sampling.length_penalty,
+      "a beam search wants the largest log-probability / tokens^penalty: above 0 favours long responses, "
+      "below 0 short ones");
+}
+
 void add_engine_options(CommandLine& line, EngineChoice& choice) {
   line.group("Rollout engine");
   line.add("kv-memory", choice.kv_memory,

@@ -38,6 +38,7 @@ DeviceChoice on_host(DeviceChoice choice, std::string_view command);
 DType resolve_storage(StorageChoice choice, Device device);
 
 void add_sampling_options(CommandLine& line, SamplingParameters& sampling);
+void add_beam_options(CommandLine& line, SamplingParameters& sampling);
 
 // What the rollout engine may hold, as the user says it. 0: by the device.
 struct EngineChoice {

@@ -14,6 +14,12 @@ struct AdapterSegment {
   bool operator==(const AdapterSegment&) const = default;
 };
 
+// Row to[i] becomes a copy of row from[i], one after the other.
+struct RowCopies {
+  std::vector<int32_t> from, to;
+  bool operator==(const RowCopies&) const = default;
+};
+
 // One rollout step: decoding rows and prompt chunks mixed. Rows of a sequence are consecutive; sequences are
 // grouped by adapter, those of the bare base model belong to no segment.
 struct Batch {
@@ -25,6 +31,7 @@ struct Batch {
   int64_t pages_per_sequence = 0;        // M of this batch
   std::vector<int32_t> output_rows;      // R: rows whose logits are wanted, ascending
   std::vector<AdapterSegment> segments;
+  RowCopies copied_pages;  // before anything is stored
 
   int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
   int64_t sequences() const { return static_cast<int64_t>(context_lengths.size()); }

@@ -7,11 +7,13 @@
 
 #include "core/activity.hpp"
 #include "core/error.hpp"
+#include "kernels/ops.hpp"
 
 namespace sl {
 
 Engine::Outstanding::Outstanding(const Tokenizer& tokenizer, const Request& request)
-    : detokenizer(tokenizer), text(request.sampling.stop) {
+    : text(tokenizer, request) {
+  if (request.has_beams()) beams.emplace(tokenizer, request);
   if (request.watch) watch.emplace(*request.watch);
 }
 
@@ -44,6 +46,18 @@ Engine::PendingCompletion Engine::complete(Request request) {
     require(!group.empty(), "a group of tokens to choose from is empty");
     must_be_inside(group, "choices");
   }
+  if (request.has_beams()) {
+    require(!request.watch && request.choices.empty(), "a request with beams has a watch or choices");
+    const int64_t continuations = std::min(most_best_tokens, model_.vocabulary());
+    const int64_t most =
+        std::min(options_.max_sequences, continuations * request.sampling.beams / request.beam_candidates());
+    if (request.sampling.beams > most) {
+      throw InputError(
+          fmt::format("{} are more than there is room for", request.sampling.beams), "beams",
+          fmt::format("choose at most {}: {} sequences run at a time, and a step looks at {} continuations",
+                      most, options_.max_sequences, continuations));
+    }
+  }
   return PendingCompletion(*this, std::move(request));
 }
 
@@ -75,22 +89,42 @@ void Engine::step() {
     left_under_way = model_.lag();
   }
   while (std::ssize(under_way_) > left_under_way) collect();
-  for (const int64_t id : overflowed) finish(id, FinishReason::context);
+  for (const int64_t sequence : overflowed) {
+    const std::optional<int64_t> id = request_of(sequence);
+    if (id && !outstanding_.at(*id).ready) finish(*id, FinishReason::context);
+  }
   resume_ready();
 }
 
 void Engine::collect() {
-  sampled_.clear();
-  model_.collect(sampled_);
+  model_.collect(result_);
   const StepPlan plan = std::move(under_way_.front());
   under_way_.pop_front();
-  scheduler_.take(plan, sampled_);
-  for (size_t i = 0; i < sampled_.size(); ++i) {
-    const auto found = outstanding_.find(plan.outputs[i]);
+  scheduler_.take(plan, result_.tokens);
+  std::span<const BestToken> best = result_.best;
+  for (size_t i = 0; i < plan.outputs.size(); ++i) {
+    const auto wanted = static_cast<size_t>(plan.rows.best[i]);
+    const auto its_best = best.first(wanted);
+    best = best.subspan(wanted);
+    const std::optional<int64_t> id = request_of(plan.outputs[i]);
     // A row of a sequence that had ended when the step was already on its way.
-    if (found == outstanding_.end() || found->second.ready) continue;
-    accept_token(plan.outputs[i], sampled_[i], plan.rows.position[i]);
+    if (!id || outstanding_.at(*id).ready) continue;
+    if (wanted > 0) {
+      accept_best(*id, plan.outputs[i] - *id, its_best);
+    } else {
+      accept_token(*id, result_.tokens[i], plan.rows.position[i]);
+    }
   }
+}
+
+// The request that a sequence belongs to, unless it is gone. The beams of one have the ids from its own on.
+std::optional<int64_t> Engine::request_of(int64_t sequence) const {
+  const auto after = outstanding_.upper_bound(sequence);
+  if (after == outstanding_.begin()) return std::nullopt;
+  const auto& [id, request] = *std::prev(after);
+  const int64_t width = request.beams ? request.beams->search.width() : 1;
+  if (sequence - id >= width) return std::nullopt;
+  return id;
 }
 
 // Looks at a token that has become known, the one at `position` of its sequence.
@@ -107,33 +141,37 @@ void Engine::accept_token(int64_t id, int32_t token, int64_t position) {
     entry.completion.choice = static_cast<int32_t>(chosen - request.choices.begin());
     return finish(id, FinishReason::stop);
   }
-  const bool may_stop = generated > request.sampling.min_tokens;
-  const bool is_end = std::ranges::find(request.end_tokens, token) != request.end_tokens.end();
-  if (is_end && !request.sampling.ignore_end) {
-    // What is left of an unfinished character may be malformed, but it holds no stop string.
-    return finish(id, FinishReason::stop);
-  }
-  if (entry.text.append(entry.detokenizer.push(token), may_stop)) return finish(id, FinishReason::stop);
+  if (entry.text.push(request, token, generated)) return finish(id, FinishReason::stop);
   if (entry.watch) {
     const std::string_view settled = entry.text.settled();
     const bool hopeless = entry.watch->append(settled.substr(entry.watched));
     entry.watched = settled.size();
     if (hopeless) return finish(id, FinishReason::hopeless);
   }
-  if (generated >= request.sampling.max_tokens) return finish(id, FinishReason::length);
-  if (position + 1 >= options_.max_positions) return finish(id, FinishReason::context);
+  const std::optional<FinishReason> last = last_for_now(request, generated, position + 1);
+  if (last) finish(id, *last);
+}
+
+// Why no token may follow the `generated` ones, of a sequence of that size; none: one may.
+std::optional<FinishReason> Engine::last_for_now(const Request& request, int64_t generated,
+                                                 int64_t size) const {
+  if (generated >= request.sampling.max_tokens) return FinishReason::length;
+  if (size >= options_.max_positions) return FinishReason::context;
+  return std::nullopt;
 }
 
 void Engine::finish(int64_t id, FinishReason reason) {
   Outstanding& entry = outstanding_.at(id);
   const Sequence& sequence = scheduler_.sequence(id);
   Completion& completion = entry.completion;
-  completion.finish = reason;
-  completion.tokens.assign(sequence.tokens.begin() + sequence.prompt_tokens,
-                           sequence.tokens.begin() + sequence.known());
   completion.shared_tokens = sequence.shared;
-  if (!entry.text.stopped()) entry.text.append(entry.detokenizer.flush(), false);
-  completion.text = entry.text.text();
+  if (entry.beams) {
+    finish_beams(id, *entry.beams, reason, completion);
+  } else {
+    completion.finish = reason;
+    completion.tokens = sequence.generated_tokens();
+    completion.text = entry.text.finish();
+  }
   if (reason == FinishReason::hopeless) {
     ++counts_.hopeless_stops;
     counts_.hopeless_tokens += std::ssize(completion.tokens);

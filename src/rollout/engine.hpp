@@ -17,13 +17,14 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
+#include "rollout/beam_search.hpp"
+#include "rollout/growing_text.hpp"
 #include "rollout/request.hpp"
 #include "rollout/scheduler.hpp"
 #include "rollout/step_model.hpp"
-#include "rollout/stop_text.hpp"
-#include "text/detokenizer.hpp"
 #include "text/tokenizer.hpp"
 
 namespace sl {
@@ -50,7 +51,8 @@ class Engine {
 
   // To be awaited at once: submits the request and suspends the coroutine until step() has its Completion.
   // Destroying the suspended coroutine cancels the request. Throws InputError (parameters out of range, a
-  // prompt that is empty or not of this vocabulary) before anything is submitted.
+  // prompt that is empty or not of this vocabulary, more beams than there is room for) before anything is
+  // submitted. A request with beams has no watch and no choices.
   PendingCompletion complete(Request request);
 
   // Computes one step (or, where the model lags, sends one and looks at the tokens of the one before), then
@@ -68,12 +70,18 @@ class Engine {
   const Scheduler& scheduler() const { return scheduler_; }
 
  private:
+  struct Beams {
+    Beams(const Tokenizer& tokenizer, const Request& request);
+
+    BeamSearch search;
+    std::vector<GrowingText> texts;  // of the beams
+  };
   struct Outstanding {
     Outstanding(const Tokenizer& tokenizer, const Request& request);
 
     PendingCompletion* waiter = nullptr;
-    IncrementalDetokenizer detokenizer;
-    StopText text;
+    GrowingText text;            // without beams
+    std::optional<Beams> beams;  // of a request with beams
     std::optional<RepetitionWatch> watch;
     size_t watched = 0;  // bytes of the text that the watch has seen
     bool ready = false;  // the completion waits for its coroutine to be resumed
@@ -83,7 +91,12 @@ class Engine {
   int64_t submit(Request request, PendingCompletion* waiter);
   void cancel(int64_t id);
   void collect();
+  std::optional<int64_t> request_of(int64_t sequence) const;
   void accept_token(int64_t id, int32_t token, int64_t position);
+  std::optional<FinishReason> last_for_now(const Request& request, int64_t generated, int64_t size) const;
+  void accept_best(int64_t id, int64_t beam, std::span<const BestToken> best);
+  void advance(int64_t id, Beams& beams);
+  void finish_beams(int64_t id, Beams& beams, FinishReason reason, Completion& completion);
   void finish(int64_t id, FinishReason reason);
   void resume_ready();
 
@@ -92,8 +105,8 @@ class Engine {
   EngineOptions options_;
   Scheduler scheduler_;
   std::deque<StepPlan> under_way_;  // sent, and not collected yet
-  std::vector<int32_t> sampled_;
-  std::map<int64_t, Outstanding> outstanding_;  // by id of the sequence: order of submission
+  StepResult result_;
+  std::map<int64_t, Outstanding> outstanding_;  // by id of the (first) sequence: order of submission
   std::vector<int64_t> ready_;
   EngineStatistics counts_;
 };

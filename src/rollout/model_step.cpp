@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <set>
 #include <utility>
 
 #include "kernels/ops.hpp"
@@ -31,6 +32,11 @@ int64_t staging_bytes(const InferenceLimits& limits) {
          sampling;
 }
 
+// Best tokens of all output rows, and as many scores.
+int64_t best_bytes(const EngineOptions& options) {
+  return 2 * options.max_sequences * most_best_tokens * size_of(DType::i32);
+}
+
 int64_t seen_bytes(const Transformer& model, const EngineOptions& options) {
   return options.max_sequences * words_of(model.config->vocabulary) * size_of(DType::u32);
 }
@@ -40,7 +46,8 @@ int64_t padded_rows(int64_t rows) { return rows <= 4 ? rows : (rows + 7) / 8 * 8
 
 bool only_decoding(const Batch& batch, const SamplingRows& rows) {
   return batch.rows() == batch.sequences() && batch.rows() == batch.outputs() && rows.ban_lists.empty() &&
-         rows.choice_lists.empty();
+         rows.choice_lists.empty() &&
+         std::ranges::all_of(rows.best, [](int32_t wanted) { return wanted == 0; });
 }
 
 // Adds rows that belong to nobody: no context, nothing stored, drawn greedily from whatever comes out.
@@ -71,6 +78,7 @@ void pad(Batch& batch, SamplingRows& rows, int64_t to, int64_t pages_per_sequenc
   rows.position.resize(size, 0);
   rows.ban.resize(size, -1);
   rows.choice.resize(size, -1);
+  rows.best.resize(size, 0);
 }
 
 }  // namespace
@@ -107,12 +115,24 @@ ModelStep::ModelStep(const Transformer& model, const EngineOptions& options, int
             {options.max_sequences, words_of(model.config->vocabulary)}),
       drawn_buffer_(model.context.device, Staging::bytes_for(options.max_sequences), "drawn tokens"),
       drawn_(drawn_buffer_.data(), DType::i32, model.context.device, {options.max_sequences}),
+      best_buffer_(model.context.device, best_bytes(options), "best tokens"),
+      best_tokens_(best_buffer_.data(), DType::i32, model.context.device,
+                   {options.max_sequences, most_best_tokens}),
+      best_scores_(static_cast<std::byte*>(best_buffer_.data()) + best_tokens_.bytes(), DType::f32,
+                   model.context.device, {options.max_sequences, most_best_tokens}),
       staging_(model.context, staging_bytes(limits_of(options, tokens_per_page)), "step arrays"),
       seen_staging_(model.context,
                     2 * Staging::bytes_for(mark_chunk) + Staging::bytes_for(options.max_sequences),
                     "tokens to mark"),
       host_drawn_(model.context.device, static_cast<int64_t>(most_under_way) * drawn_.bytes(),
-                  "drawn tokens") {}
+                  "drawn tokens"),
+      host_best_(model.context.device, static_cast<int64_t>(most_under_way) * best_bytes(options),
+                 "best tokens") {
+  for (int64_t layer = 0; layer < model.config->layers; ++layer) {
+    for (const Tensor& part : {cache_.keys(layer), cache_.values(layer)})
+      pages_.push_back(part.reshaped({pages, part.size() / pages}));
+  }
+}
 
 // Buffers of a step under way are the device's until it is done.
 ModelStep::~ModelStep() {
@@ -122,7 +142,8 @@ ModelStep::~ModelStep() {
 int64_t ModelStep::bytes_besides_pages(const Transformer& model, const EngineOptions& options,
                                        int64_t tokens_per_page) {
   const InferenceLimits limits = limits_of(options, tokens_per_page);
-  return Inference::bytes(model, limits) + seen_bytes(model, options) + staging_bytes(limits);
+  return Inference::bytes(model, limits) + seen_bytes(model, options) + best_bytes(options) +
+         staging_bytes(limits);
 }
 
 void ModelStep::set_adapters(std::span<const Adapter* const> adapters) {
@@ -143,37 +164,78 @@ void ModelStep::launch(const Batch& batch, const SamplingRows& rows) {
   UnderWay& step = under_way_[launched_ % most_under_way];
   step.outputs = batch.outputs();
   step.chosen.assign(static_cast<size_t>(step.outputs), -1);
+  step.best = rows.best;
+  copy_rows(batch.copied_pages, pages_);
+  copy_rows(rows.copied_slots, std::span(&seen_, 1));
   mark_seen(rows);
   if (lag() > 0 && only_decoding(batch, rows)) {
     compute_decoding(batch, rows);
   } else {
     compute(batch, rows);
   }
+  const auto place = static_cast<int64_t>(launched_ % most_under_way);
   if (step.outputs > 0) {
-    send_to_host(model_.context, host_drawn_.data() + launched_ % most_under_way * drawn_.bytes(),
-                 drawn_.rows(0, step.outputs));
+    send_to_host(model_.context, host_drawn_.data() + place * drawn_.bytes(), drawn_.rows(0, step.outputs));
+  }
+  if (std::ranges::any_of(step.best, [](int32_t wanted) { return wanted > 0; })) {
+    std::byte* const host = host_best_.data() + place * best_bytes(options_);
+    send_to_host(model_.context, host, best_tokens_.rows(0, step.outputs));
+    send_to_host(model_.context, host + best_tokens_.bytes(), best_scores_.rows(0, step.outputs));
   }
   step.drawn.set(model_.context);
   ++launched_;
 }
 
-void ModelStep::collect(std::vector<int32_t>& sampled) {
+void ModelStep::collect(StepResult& result) {
   require(collected_ < launched_, "tokens of a step that was not launched");
-  const size_t place = collected_++ % most_under_way;
-  const UnderWay& step = under_way_[place];
+  const auto place = static_cast<int64_t>(collected_++ % most_under_way);
+  const UnderWay& step = under_way_[static_cast<size_t>(place)];
   step.drawn.wait();
   const auto* drawn = reinterpret_cast<const int32_t*>(host_drawn_.data() + place * drawn_.bytes());
+  const auto* tokens = reinterpret_cast<const int32_t*>(host_best_.data() + place * best_bytes(options_));
+  const auto* scores = reinterpret_cast<const float*>(tokens + best_tokens_.size());
+  std::vector<int32_t>& sampled = result.tokens;
   sampled.assign(drawn, drawn + step.outputs);
-  for (size_t row = 0; row < sampled.size(); ++row) {
+  result.best.clear();
+  for (size_t row = 0; row < sampled.size(); ++row, tokens += most_best_tokens, scores += most_best_tokens) {
+    if (step.best[row] > 0) sampled[row] = tokens[0];
     if (step.chosen[row] >= 0) sampled[row] = step.chosen[row];
     require(sampled[row] >= 0, "the logits of a row have NaN, or nothing finite");
+    for (int32_t i = 0; i < step.best[row]; ++i) result.best.push_back({tokens[i], scores[i]});
   }
   // Every rank has drawn the same tokens from the same logits; rank 0's are taken so that nothing, not even
   // different processors in one group, can pull the ranks' schedules apart. Where the next step is under way
   // it is too late for that.
   const std::vector<int32_t> own = sampled;
   model_.tensor_parallel->broadcast(std::as_writable_bytes(std::span(sampled)), 0);
+  if (!result.best.empty())
+    model_.tensor_parallel->broadcast(std::as_writable_bytes(std::span(result.best)), 0);
   require(lag() == 0 || own == sampled, "the ranks of a replica drew different tokens");
+}
+
+// One operation for each stretch of copies that may be done in any order: mostly all of them.
+void ModelStep::copy_rows(const RowCopies& copies, std::span<const Tensor> matrices) {
+  const auto count = std::ssize(copies.to);
+  for (int64_t begin = 0; begin < count;) {
+    std::set<int32_t> read, written;
+    int64_t end = begin;
+    for (; end < std::min(count, begin + mark_chunk); ++end) {
+      const auto i = static_cast<size_t>(end);
+      if (written.contains(copies.from[i]) || read.contains(copies.to[i]) || written.contains(copies.to[i]))
+        break;
+      read.insert(copies.from[i]);
+      written.insert(copies.to[i]);
+    }
+    const auto part = [&](const std::vector<int32_t>& rows) {
+      return seen_staging_.place(
+          std::span(rows).subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin)));
+    };
+    seen_staging_.begin();
+    const Tensor from = part(copies.from), to = part(copies.to);
+    seen_staging_.send();
+    for (const Tensor& matrix : matrices) run(model_.context, CopyRows{.from = from, .to = to, .x = matrix});
+    begin = end;
+  }
 }
 
 void ModelStep::mark_seen(const SamplingRows& rows) {
@@ -251,33 +313,49 @@ void ModelStep::choose(const Tensor& logits, const SamplingRows& rows, std::vect
   }
 }
 
-// One operation, unless rows must not draw from different lists of tokens: then one for each stretch of rows
-// that shares a list.
+// One operation, unless rows must not draw from different lists of tokens, or some want their best ones: then
+// one for each stretch of rows that is alike in that.
 void ModelStep::draw(const Tensor& logits, const PlacedSampling& sampling, const SamplingRows& rows) {
   const size_t count = rows.ban.size();
   for (size_t begin = 0; begin < count;) {
     int32_t list = -1;
     size_t end = begin;
+    const bool ranks = rows.best[begin] > 0;
+    int32_t most = 0;
     for (; end < count && (list < 0 || rows.ban[end] < 0 || rows.ban[end] == list); ++end) {
+      if ((rows.best[end] > 0) != ranks) break;
       list = std::max(list, rows.ban[end]);
+      most = std::max(most, rows.best[end]);
     }
     const auto part = [&](const Tensor& whole) {
       return whole.rows(static_cast<int64_t>(begin), static_cast<int64_t>(end));
     };
-    run(model_.context,
-        Sample{.logits = part(logits),
-               .seen = seen_,
-               .slots = part(sampling.slots),
-               .temperature = part(sampling.temperature),
-               .top_p = part(sampling.top_p),
-               .penalty = part(sampling.penalty),
-               .top_k = part(sampling.top_k),
-               .stream_low = part(sampling.stream_low),
-               .stream_high = part(sampling.stream_high),
-               .position = part(sampling.position),
-               .banned = list < 0 ? sampling.no_ban : sampling.ban_lists[static_cast<size_t>(list)],
-               .ban = part(sampling.ban),
-               .out = part(drawn_)});
+    const Tensor banned = list < 0 ? sampling.no_ban : sampling.ban_lists[static_cast<size_t>(list)];
+    if (ranks) {
+      run(model_.context, BestTokens{.logits = part(logits),
+                                     .seen = seen_,
+                                     .slots = part(sampling.slots),
+                                     .penalty = part(sampling.penalty),
+                                     .banned = banned,
+                                     .ban = part(sampling.ban),
+                                     .tokens = part(best_tokens_).columns(0, most),
+                                     .scores = part(best_scores_).columns(0, most)});
+      begin = end;
+      continue;
+    }
+    run(model_.context, Sample{.logits = part(logits),
+                               .seen = seen_,
+                               .slots = part(sampling.slots),
+                               .temperature = part(sampling.temperature),
+                               .top_p = part(sampling.top_p),
+                               .penalty = part(sampling.penalty),
+                               .top_k = part(sampling.top_k),
+                               .stream_low = part(sampling.stream_low),
+                               .stream_high = part(sampling.stream_high),
+                               .position = part(sampling.position),
+                               .banned = banned,
+                               .ban = part(sampling.ban),
+                               .out = part(drawn_)});
     begin = end;
   }
 }

@@ -37,7 +37,7 @@ class ModelStep : public StepModel {
   int64_t lag() const override;
   // Both are collective over the tensor-parallel group.
   void launch(const Batch& batch, const SamplingRows& rows) override;
-  void collect(std::vector<int32_t>& sampled) override;
+  void collect(StepResult& result) override;
 
  private:
   // Sampling parameters of the output rows, on the device.
@@ -46,10 +46,12 @@ class ModelStep : public StepModel {
   struct UnderWay {
     int64_t outputs = 0;
     std::vector<int32_t> chosen;  // by row: a choice, or -1
+    std::vector<int32_t> best;    // by row: so many best tokens
     Mark drawn;
   };
   static constexpr size_t most_under_way = 2;
 
+  void copy_rows(const RowCopies& copies, std::span<const Tensor> matrices);
   void mark_seen(const SamplingRows& rows);
   void compute(const Batch& batch, const SamplingRows& rows);
   void compute_decoding(const Batch& batch, const SamplingRows& rows);
@@ -63,10 +65,14 @@ class ModelStep : public StepModel {
   Buffer seen_buffer_;
   Tensor seen_;  // slots, ceil(vocabulary / 32)
   Buffer drawn_buffer_;
-  Tensor drawn_;           // the tokens of the last step
-  Staging staging_;        // index and parameter arrays of a step
-  Staging seen_staging_;   // tokens to mark
-  HostBuffer host_drawn_;  // of the steps under way, one after the other
+  Tensor drawn_;  // the tokens of the last step
+  Buffer best_buffer_;
+  Tensor best_tokens_, best_scores_;  // of the last step: output rows, most_best_tokens
+  Staging staging_;                   // index and parameter arrays of a step
+  Staging seen_staging_;              // tokens to mark, rows to copy
+  HostBuffer host_drawn_;             // of the steps under way, one after the other
+  HostBuffer host_best_;              // of the steps under way, one after the other: tokens, then scores
+  std::vector<Tensor> pages_;         // keys and values of every layer as matrices, a row a page
   std::array<UnderWay, most_under_way> under_way_;
   size_t launched_ = 0, collected_ = 0;  // steps
   // Recorded steps of decoding, by padded number of rows and of pages a sequence, and whether any row has an

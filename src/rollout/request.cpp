@@ -2,7 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "core/error.hpp"
 
@@ -21,9 +23,16 @@ void SamplingParameters::validate() const {
   if (max_tokens < 1) refuse("max_tokens", max_tokens, "at least 1");
   if (min_tokens < 0 || min_tokens > max_tokens)
     refuse("min_tokens", min_tokens, fmt::format("between 0 and max_tokens ({})", max_tokens));
+  if (beams < 1) refuse("beams", beams, "1 (off) or more");
+  if (!std::isfinite(length_penalty)) refuse("length_penalty", length_penalty, "a finite number");
   for (const std::string& text : stop) {
     if (text.empty()) refuse("stop", "an empty string", "at least one character");
   }
+}
+
+int64_t Request::beam_candidates() const {
+  const int64_t ends = sampling.ignore_end ? 0 : std::ssize(end_tokens);
+  return sampling.beams * std::max<int64_t>(2, 1 + ends);
 }
 
 std::string_view finish_reason_name(FinishReason reason) {

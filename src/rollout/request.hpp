@@ -19,6 +19,9 @@ struct SamplingParameters {
   float repetition_penalty = 1.1F;  // over prompt and output tokens; 1: off
   int64_t max_tokens = 16384;       // new tokens
   int64_t min_tokens = 0;           // new tokens before an end token or a stop string may end the text
+  // Above 1: beam search (BeamSearch) instead of drawing; temperature, top-p and top-k do not matter then.
+  int64_t beams = 1;
+  double length_penalty = 1.0;  // a beam search wants the largest sum of log-probabilities / length^this
   std::vector<std::string> stop = {"\n\n---", "\n\n\n", "\n---", "---"};
   bool ignore_end = false;  // end tokens are tokens like any other
 
@@ -42,6 +45,11 @@ struct Request {
   // Groups of tokens to choose between instead of sampling: the group of the largest summed probability (of
   // the plain softmax, without penalty or filters) wins, and its first token is the completion. Empty: none.
   std::vector<std::vector<int32_t>> choices;
+
+  bool has_beams() const { return sampling.beams > 1; }
+  // How many continuations of all beams together a step of beam search looks at, and how many best tokens it
+  // wants of each beam: as Transformers, enough to go on with when all end tokens are among them.
+  int64_t beam_candidates() const;
 };
 
 struct Completion {
@@ -49,6 +57,7 @@ struct Completion {
   std::vector<int32_t> tokens;  // all that were generated, the ending one included
   FinishReason finish = FinishReason::stop;
   int32_t choice = -1;  // index of the winning group of Request::choices
+  double score = 0.0;   // of a beam search: the largest sum of log-probabilities / length^length_penalty
   int64_t prompt_tokens = 0;
   int64_t shared_tokens = 0;  // of the prompt: found in the prefix tree instead of computed
 };

@@ -16,7 +16,8 @@ Scheduler::Scheduler(const EngineOptions& options, int64_t pages, int64_t tokens
 
 int64_t Scheduler::add(Request request) {
   require(!request.prompt.empty(), "a sequence without a prompt");
-  const int64_t id = next_id_++;
+  const int64_t id = next_id_;
+  next_id_ += request.sampling.beams;
   Sequence& sequence = sequences_[id];
   sequence.id = id;
   sequence.tokens = std::move(request.prompt);
@@ -27,11 +28,13 @@ int64_t Scheduler::add(Request request) {
 }
 
 void Scheduler::remove(int64_t id) {
-  Sequence& sequence = sequences_.at(id);
-  release(sequence);
-  std::erase(running_, &sequence);
-  waiting_.erase(id);
-  sequences_.erase(id);
+  const int64_t end = id + sequences_.at(id).request.sampling.beams;
+  for (auto each = sequences_.find(id); each != sequences_.end() && each->first < end;) {
+    release(each->second);
+    std::erase(running_, &each->second);
+    waiting_.erase(each->first);
+    each = sequences_.erase(each);
+  }
 }
 
 int64_t Scheduler::pages_for(int64_t tokens) const {
@@ -62,9 +65,10 @@ void Scheduler::plan(StepPlan& plan) {
   commit(plan);
 }
 
-// False when the token that is being drawn ends the sequence for certain.
+// False when the token that is being drawn ends the sequence for certain, or depends on other beams.
 bool Scheduler::may_go_on(const Sequence& sequence) const {
   if (sequence.pending == 0) return true;
+  if (sequence.request.has_beams()) return false;
   return sequence.request.choices.empty() && sequence.generated() < sequence.request.sampling.max_tokens &&
          sequence.size() < options_.max_positions;
 }
@@ -111,7 +115,8 @@ void Scheduler::plan_chunk(Sequence& sequence) {
 void Scheduler::admit(StepPlan& plan) {
   while (!waiting_.empty() && rows_left_ > 0 && running() < options_.max_sequences) {
     Sequence& sequence = *waiting_.begin()->second;
-    if (sequence.pending > 0) return;  // its last token goes into a bitmap that it no longer has
+    // Its last token goes into a bitmap that it no longer has; or its best tokens are on their way.
+    if (sequence.pending > 0) return;
     const int64_t pages = pages_for(sequence.size());
     if (sequence.size() >= options_.max_positions || pages > pages_) {
       waiting_.erase(waiting_.begin());
@@ -120,7 +125,7 @@ void Scheduler::admit(StepPlan& plan) {
     }
     if (pages - referenced_match(sequence) > tree_.available()) return;
     waiting_.erase(waiting_.begin());
-    running_.push_back(&sequence);
+    run(sequence);
     sequence.slot = free_slots_.back();
     free_slots_.pop_back();
     sequence.planned = false;
@@ -130,10 +135,11 @@ void Scheduler::admit(StepPlan& plan) {
   }
 }
 
-// Nobody can go on with the pages as they are: the youngest gives way, or the only one has overflowed.
+// Nobody can go on with the pages as they are: the youngest gives way, or the only one has overflowed,
+// unless it waits for other beams.
 bool Scheduler::make_room(StepPlan& plan) {
   if (running_.empty()) return false;
-  if (running_.size() > 1) {
+  if (running_.size() > 1 || running_.front()->drawn) {
     preempt_youngest();
     return true;
   }
@@ -209,12 +215,19 @@ int64_t Scheduler::referenced_match(const Sequence& sequence) const {
   return count;
 }
 
+// Puts a sequence among those that run, in order. Only a beam can have younger ones behind it.
+void Scheduler::run(Sequence& sequence) {
+  const auto place = std::ranges::lower_bound(running_, sequence.id, {}, &Sequence::id);
+  running_.insert(place, &sequence);
+}
+
+// A beam that has nothing to compute before fork() does not wait for pages either.
 void Scheduler::preempt_youngest() {
   Sequence& sequence = *running_.back();
   require(!sequence.planned, "a sequence that is planned gives way");
   running_.pop_back();
   release(sequence);
-  waiting_.emplace(sequence.id, &sequence);
+  if (!sequence.drawn) waiting_.emplace(sequence.id, &sequence);
   ++counts_.preemptions;
 }
 
@@ -241,7 +254,8 @@ void Scheduler::commit(const StepPlan& plan) {
     Sequence& sequence = sequences_.at(plan.outputs[i]);
     sequence.tokens.push_back(-1 - static_cast<int32_t>(i));
     ++sequence.pending;
-    if (plan.rows.slots[i] >= 0) sequence.marked = sequence.size();  // by whoever draws it
+    const bool marks = plan.rows.slots[i] >= 0 && plan.rows.best[i] == 0;
+    if (marks) sequence.marked = sequence.size();  // by whoever draws it
   }
 }
 
@@ -255,6 +269,11 @@ void Scheduler::take(const StepPlan& plan, std::span<const int32_t> sampled) {
     if (found == sequences_.end()) continue;
     Sequence& sequence = found->second;
     require(sequence.known() == static_cast<int64_t>(plan.rows.position[i]), "steps were taken out of order");
+    if (plan.rows.best[i] > 0) {
+      sequence.drawn = true;
+      waiting_.erase(sequence.id);  // where it has given way meanwhile
+      continue;
+    }
     sequence.tokens[plan.rows.position[i]] = sampled[i];
     --sequence.pending;
   }
@@ -280,6 +299,7 @@ void Scheduler::check() const {
     require(held >= pages_for(sequence->computed) && held <= sequence->tree_pages + not_shared,
             "a sequence holds too few pages or too many");
     require(sequence->computed < sequence->size(), "a sequence has nothing left to compute");
+    require(!sequence->drawn || sequence->pending == 1, "a beam has best tokens and goes on");
     for (int64_t page = 0; page < held; ++page) {
       const int32_t id = sequence->pages[static_cast<size_t>(page)];
       ++references[static_cast<size_t>(id)];
@@ -290,9 +310,13 @@ void Scheduler::check() const {
     }
   }
   for (const auto& [id, sequence] : waiting_) {
-    require(id > before && sequence->pages.empty() && sequence->slot < 0,
+    require(id > before || sequence->request.has_beams(), "a waiting sequence is older than one that runs");
+    require(sequence->pages.empty() && sequence->slot < 0 && !sequence->drawn,
             "a waiting sequence holds something");
   }
+  int64_t with_slot = 0;
+  for (const auto& [id, sequence] : sequences_) with_slot += sequence.slot >= 0 ? 1 : 0;
+  require(with_slot == running(), "a sequence has a slot and does not run");
   for (int32_t page = 0; page < pages_; ++page) {
     require(tree_.pool().references(page) == references[static_cast<size_t>(page)],
             "a page's references are not those of the sequences");

@@ -25,6 +25,11 @@ struct StepPlan {
   std::vector<int64_t> overflowed;  // sequences that can never be continued; the caller removes them
 };
 
+// How a beam search goes on: with its beam `parent` and this token behind.
+struct BeamStep {
+  int32_t parent = 0, token = 0;
+};
+
 class Scheduler {
  public:
   struct Counts {
@@ -37,10 +42,12 @@ class Scheduler {
 
   Scheduler(const EngineOptions& options, int64_t pages, int64_t tokens_per_page);
 
-  // Appends a sequence to those that wait; returns its id. Ids ascend.
+  // Appends a sequence to those that wait; returns its id. Ids ascend. A request with beams begins as one
+  // sequence; the ids after it are kept for the others.
   int64_t add(Request request);
   const Sequence& sequence(int64_t id) const { return sequences_.at(id); }
-  // Forgets a finished or cancelled sequence; its pages become available to steps that are planned after.
+  // Forgets a finished or cancelled sequence, or all beams from that id on; their pages become available to
+  // steps that are planned after.
   void remove(int64_t id);
 
   // Fills `plan` with the next step and takes it as done, up to the tokens that it draws: until take() they
@@ -48,8 +55,12 @@ class Scheduler {
   // do before another take(), or only sequences that overflowed.
   void plan(StepPlan& plan);
   // One token for each output of the oldest plan that has rows and was not taken. Before the plan after the
-  // next. Sequences that were removed meanwhile get nothing.
+  // next. Sequences that were removed meanwhile get nothing; beams get none either, but wait for fork().
   void take(const StepPlan& plan, std::span<const int32_t> sampled);
+  // Puts new beams in the place of those from `id` on, whose best tokens are all known: sequence id + i goes
+  // on from sequence id + beams[i].parent. They share full pages; one that is begun is copied before the
+  // next step where several go on from it. Who finds no slot or page for that waits, and is computed again.
+  void fork(int64_t id, std::span<const BeamStep> beams);
 
   // Forgets all shared pages: adapters or weights have changed. No sequence is running.
   void clear_tree();
@@ -87,6 +98,8 @@ class Scheduler {
   void match(Sequence& sequence);
   int64_t referenced_match(const Sequence& sequence) const;
   void preempt_youngest();
+  void run(Sequence& sequence);
+  Sequence duplicate(const Sequence& parent);
   void release(Sequence& sequence);
   void emit(StepPlan& plan);
   void commit(const StepPlan& plan);
@@ -98,7 +111,8 @@ class Scheduler {
   std::map<int64_t, Sequence> sequences_;  // by id; addresses are stable
   std::vector<Sequence*> running_;         // ascending ids, all below those that wait
   std::map<int64_t, Sequence*> waiting_;
-  std::vector<int32_t> free_slots_;  // the last is given next
+  std::vector<int32_t> free_slots_;        // the last is given next
+  RowCopies copied_pages_, copied_slots_;  // before the next step
   std::vector<Planned> planned_;
   int64_t rows_left_ = 0;
   int64_t under_way_ = 0;  // plans that wait for take()

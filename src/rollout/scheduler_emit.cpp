@@ -1,5 +1,6 @@
 // From the planned rows to the arrays that cross to the model.
 #include <algorithm>
+#include <utility>
 
 #include "rollout/scheduler.hpp"
 
@@ -11,6 +12,8 @@ void Scheduler::emit(StepPlan& plan) {
     return a.sequence->request.adapter < b.sequence->request.adapter;
   });
   Batch& batch = plan.batch;
+  batch.copied_pages = std::exchange(copied_pages_, {});
+  plan.rows.copied_slots = std::exchange(copied_slots_, {});
   for (const Planned& planned : planned_) {
     batch.pages_per_sequence =
         std::max(batch.pages_per_sequence, static_cast<int64_t>(planned.sequence->pages.size()));
@@ -82,6 +85,7 @@ void Scheduler::emit_output(StepPlan& plan, const Sequence& sequence) const {
   rows.ban.push_back(ban);
   rows.choice.push_back(request.choices.empty() ? -1 : static_cast<int32_t>(rows.choice_lists.size()));
   if (!request.choices.empty()) rows.choice_lists.push_back(request.choices);
+  rows.best.push_back(request.has_beams() ? static_cast<int32_t>(request.beam_candidates()) : 0);
 }
 
 }  // namespace sl

@@ -10,7 +10,7 @@
 namespace sl {
 
 struct Sequence {
-  int64_t id = 0;   // order of submission
+  int64_t id = 0;   // order of submission; the beams of a request have consecutive ones
   Request request;  // its prompt is moved into `tokens`
   // Prompt, then what was generated. The last `pending` ones are being drawn in steps under way: each is
   // -1 - (its output row) until it is known.
@@ -24,12 +24,17 @@ struct Sequence {
   int64_t marked = 0;          // tokens whose bits are set in that row
   int64_t shared = 0;          // prompt tokens that the prefix tree gave at first sight
   int64_t reached = 0;         // tokens that were computed or shared before; below it, work is done again
+  bool drawn = false;          // a beam: its best tokens are known, it waits for the other beams
   bool planned = false;        // rows of it are in the step that is being planned
 
   int64_t size() const { return static_cast<int64_t>(tokens.size()); }
   int64_t generated() const { return size() - prompt_tokens; }
   int64_t known() const { return size() - pending; }
   int64_t uncomputed() const { return size() - computed; }
+  // As far as they are known.
+  std::vector<int32_t> generated_tokens() const {
+    return {tokens.begin() + prompt_tokens, tokens.begin() + known()};
+  }
 };
 
 }  // namespace sl

@@ -11,7 +11,8 @@ namespace sl {
 // How the output rows of a Batch are sampled, and what the bitmap of seen tokens must hold by then. Every
 // sequence owns a row of that bitmap, its slot, while it runs.
 struct SamplingRows {
-  std::vector<int32_t> reset_slots;              // these rows of the bitmap are cleared first,
+  RowCopies copied_slots;                        // these rows of the bitmap are copied first,
+  std::vector<int32_t> reset_slots;              // then these cleared,
   std::vector<int32_t> seen_tokens, seen_slots;  // then these bits set
 
   // One entry an output row:
@@ -25,6 +26,18 @@ struct SamplingRows {
   // Rows that choose between groups of tokens instead of sampling: index into choice_lists; -1: sample.
   std::vector<int32_t> choice;
   std::vector<std::vector<std::vector<int32_t>>> choice_lists;
+  std::vector<int32_t> best;  // above 0: so many best tokens are wanted (BestTokens) and none is drawn
+};
+
+struct BestToken {
+  int32_t token = 0;
+  float score = 0.0F;  // its log-probability, after penalty and ban
+};
+
+// What a step gave.
+struct StepResult {
+  std::vector<int32_t> tokens;  // one an output row; without meaning where best tokens were wanted
+  std::vector<BestToken> best;  // row after row as many as it wanted, best first
 };
 
 // How much a step and a sequence may hold. The model's memory is sized by the same numbers.
@@ -47,9 +60,9 @@ class StepModel {
   // Sends a step of at least one row on its way. A negative token t of the batch stands for the one that
   // output row -1 - t of the step before draws.
   virtual void launch(const Batch& batch, const SamplingRows& rows) = 0;
-  // Waits for the oldest step that has not been collected; puts one token an output row into `sampled`, the
+  // Waits for the oldest step that has not been collected, and overwrites `result` with what it gave, the
   // same on every tensor-parallel rank.
-  virtual void collect(std::vector<int32_t>& sampled) = 0;
+  virtual void collect(StepResult& result) = 0;
 };
 
 }  // namespace sl

@@ -222,6 +222,43 @@ TEST_F(ProgramOnModel, DrawsDependOnTheSeedAndTheRowAlone) {
   EXPECT_NE(first, responses({"--seed", "4"}, 1));
 }
 
+TEST_F(ProgramOnModel, SearchesWithBeams) {
+  const json expected = parse_rows(read_text(model("qwen2") + "/beams.jsonl")).front();
+  const std::string input = write("p.jsonl", json{{"prompt_tokens", expected["prompt_tokens"]}}.dump());
+  const auto arguments = [&](const std::string& tp, const std::string& beams) {
+    return std::vector<std::string>{"generate",
+                                    "--model",
+                                    model("qwen2"),
+                                    "--input",
+                                    input,
+                                    "--output",
+                                    "-",
+                                    "--tp",
+                                    tp,
+                                    "--beams",
+                                    beams,
+                                    "--length-penalty",
+                                    "0.8",
+                                    "--repetition-penalty",
+                                    "1",
+                                    "--max-tokens",
+                                    "24",
+                                    "--kv-memory",
+                                    "64",
+                                    "--stop",
+                                    ""};
+  };
+  for (const int ranks : {1, 2}) {
+    const Outcome outcome = run(arguments(std::to_string(ranks), "4"), ranks);
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+    const json row = parse_rows(outcome.out).front();
+    EXPECT_EQ(row["tokens"], expected["tokens"]);
+    EXPECT_NEAR(row["score"].get<double>(), expected["score"].get<double>(), tolerance);
+  }
+  expect_refused(arguments("1", "0"), {"--beams", "at least 1"});
+  expect_refused(arguments("1", "60"), {"beams", "60", "at most 42"});
+}
+
 TEST_F(ProgramOnModel, RefusesBadRows) {
   const std::string good = "{\"prompt\":\"a\",\"text\":\"a\"}\n";
   const auto refused = [&](const std::string& command, const std::string& line,

@@ -66,6 +66,16 @@ TEST_P(SharedModel, GreedyContinuationsAreThoseOfTransformers) {
   }
 }
 
+TEST_P(SharedModel, BeamSearchesAreThoseOfTransformers) {
+  if (storage() != DType::f32) GTEST_SKIP() << "roundings to bf16 part texts";
+  const auto group = world();
+  for (const char* const name : models) {
+    const std::string folder = reference(std::string("models/") + name);
+    const LoadedModel shared(open_model(folder), context(), *group);
+    EXPECT_EQ(expect_beams(shared, folder + "/beams.jsonl"), 6) << name;
+  }
+}
+
 SL_ON_DEVICES(SharedModel);
 
 }  // namespace

@@ -151,4 +151,43 @@ inline int64_t expect_greedy(const LoadedModel& model, const std::string& file) 
   return static_cast<int64_t>(rows.size());
 }
 
+// Every row of a beams.jsonl, all rows at once through the engine, so that beams of many requests mix.
+// Returns the number of searches.
+inline int64_t expect_beams(const LoadedModel& model, const std::string& file) {
+  const std::vector<JsonRow> rows = read_json_lines(file);
+  const EngineOptions options{.max_batch_rows = 64, .max_sequences = 24, .max_positions = 512};
+  ModelStep step(model.transformer(), options, 256, 16);
+  Engine engine(step, model.tokenizer(), options);
+  const auto search = [&](const nlohmann::json& row) -> Task<Completion> {
+    Request request;
+    request.prompt = row.at("prompt_tokens").get<std::vector<int32_t>>();
+    request.end_tokens = row.at("end_tokens").get<std::vector<int32_t>>();
+    request.sampling.beams = row.at("beams");
+    request.sampling.length_penalty = row.at("length_penalty");
+    request.sampling.repetition_penalty = row.value("repetition_penalty", 1.0F);
+    request.sampling.min_tokens = row.value("min_new_tokens", 0);
+    request.sampling.max_tokens = row.at("max_new_tokens");
+    request.sampling.stop.clear();
+    Completion completion = co_await engine.complete(std::move(request));
+    co_return completion;
+  };
+  std::list<Task<Completion>> tasks;
+  for (const JsonRow& row : rows) {
+    tasks.push_back(search(row.value));
+    tasks.back().start();
+  }
+  while (!engine.idle()) {
+    engine.step();
+    engine.scheduler().check();
+  }
+  auto task = tasks.begin();
+  for (const JsonRow& row : rows) {
+    const Completion completion = (task++)->result();
+    EXPECT_EQ(completion.tokens, row.value.at("tokens").get<std::vector<int32_t>>())
+        << file << ":" << row.line;
+    EXPECT_NEAR(completion.score, row.value.at("score").get<double>(), 1e-3) << file << ":" << row.line;
+  }
+  return static_cast<int64_t>(rows.size());
+}
+
 }  // namespace sl::test

@@ -38,6 +38,7 @@ TEST_P(SmallModelGreedy, ContinuationsAreTransformers) {
     const LoadedModel model(open_model(reference("models/" + GetParam())), {Device::cpu, deterministic},
                             *alone);
     EXPECT_EQ(expect_greedy(model, reference("models/" + GetParam() + "/greedy.jsonl")), 5);
+    EXPECT_EQ(expect_beams(model, reference("models/" + GetParam() + "/beams.jsonl")), 6);
   }
 }
 
@@ -85,6 +86,10 @@ TEST_F(SmolLM2, LogProbabilitiesAreTransformers) {
 
 TEST_F(SmolLM2, GreedyContinuationsAreTransformers) {
   EXPECT_EQ(expect_greedy(*model, reference("smollm2/greedy.jsonl")), 20);
+}
+
+TEST_F(SmolLM2, BeamSearchesAreTransformers) {
+  EXPECT_EQ(expect_beams(*model, reference("smollm2/beams.jsonl")), 35);
 }
 
 TEST_F(SmolLM2, GreedyContinuationsWithPenaltyAreTransformers) {

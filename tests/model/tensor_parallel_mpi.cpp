@@ -13,6 +13,7 @@ TEST_P(TensorParallel, FiguresAreThoseOfOneRank) {
   const LoadedModel model(open_model(folder), {}, *groups.tensor);
   EXPECT_GT(expect_log_probabilities(model, folder + "/logprobs.jsonl", 1e-4), 400);
   EXPECT_EQ(expect_greedy(model, folder + "/greedy.jsonl"), 5);
+  EXPECT_EQ(expect_beams(model, folder + "/beams.jsonl"), 6);
 }
 
 TEST_P(TensorParallel, WholeTensorsComeBackFromTheirShares) {

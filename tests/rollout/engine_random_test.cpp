@@ -22,6 +22,7 @@ Request random_request(Random& random, int32_t vocabulary) {
   request.sampling.repetition_penalty = random.below(2) == 0 ? 1.0F : 1.1F;
   request.end_tokens = {5};
   if (random.below(3) == 0) request.watch = Language::en;
+  if (!request.watch && random.below(3) == 0) request.sampling.beams = 2 + random.below(4);
   return request;
 }
 

@@ -4,10 +4,12 @@
 
 #include <cmath>
 #include <memory>
+#include <optional>
 
 #include "core/error.hpp"
 #include "support.hpp"
 #include "tests/kernels/on_devices.hpp"
+#include "tests/rollout/plain_beam_search.hpp"
 
 namespace sl {
 namespace {
@@ -59,6 +61,7 @@ class ModelStepTest : public OnDevices {
   const int32_t end_ = 256;
   // A GPU's own kernels take pages of multiples of 16.
   const int64_t page_ = on_host() ? 4 : 16;
+  std::optional<Inference> inference_;
 
   // An adapter that makes a difference.
   Adapter adapter(uint64_t seed) const {
@@ -69,6 +72,31 @@ class ModelStepTest : public OnDevices {
     for (float& number : numbers) number += static_cast<float>(random.uniform() - 0.5) * 0.2F;
     upload_floats(result.flat(), numbers);
     return result;
+  }
+
+  // The logits after at most 64 tokens, without chunks or shared pages.
+  std::vector<float> whole_forward_pass(const std::vector<int32_t>& tokens) {
+    constexpr int64_t most = 64;
+    if (!inference_) {
+      inference_.emplace(
+          model_->transformer,
+          InferenceLimits{
+              .rows = most, .sequences = 1, .outputs = 1, .pages_per_sequence = 1, .tokens_per_page = most});
+    }
+    const KvCache cache(model_->config, model_->shard, model_->context.storage_place(), 1, most);
+    Batch batch;
+    const auto count = static_cast<int32_t>(tokens.size());
+    for (int32_t i = 0; i < count; ++i) {
+      batch.tokens.push_back(tokens[static_cast<size_t>(i)]);
+      batch.positions.push_back(i);
+      batch.slots.push_back(i);
+    }
+    batch.query_offsets = {0, count};
+    batch.context_lengths = {count};
+    batch.page_tables = {0};
+    batch.pages_per_sequence = 1;
+    batch.output_rows = {count - 1};
+    return download<float>(inference_->forward(batch, cache));
   }
 
   std::vector<Request> requests() const {
@@ -136,33 +164,64 @@ TEST_P(ModelStepTest, GreedyTokensAreTheArgmaxOfWholeForwardPasses) {
   const auto completion = complete_all(engine, {request}).front();
   ASSERT_EQ(completion.tokens.size(), 30);
 
-  Inference inference(
-      model_->transformer,
-      {.rows = 64, .sequences = 1, .outputs = 1, .pages_per_sequence = 1, .tokens_per_page = 64});
-  const KvCache cache(model_->config, model_->shard, model_->context.storage_place(), 1, 64);
   std::vector<int32_t> tokens = request.prompt;
   for (const int32_t token : completion.tokens) {
-    Batch batch;
-    const auto count = static_cast<int32_t>(tokens.size());
-    for (int32_t i = 0; i < count; ++i) {
-      batch.tokens.push_back(tokens[static_cast<size_t>(i)]);
-      batch.positions.push_back(i);
-      batch.slots.push_back(i);
-    }
-    batch.query_offsets = {0, count};
-    batch.context_lengths = {count};
-    batch.page_tables = {0};
-    batch.pages_per_sequence = 1;
-    batch.output_rows = {count - 1};
-    std::vector<float> logits = download<float>(inference.forward(batch, cache));
+    std::vector<float> logits = whole_forward_pass(tokens);
     for (const int32_t seen : std::set<int32_t>(tokens.begin(), tokens.end())) {
       float& logit = logits[static_cast<size_t>(seen)];
       logit = logit > 0 ? logit / 1.3F : logit * 1.3F;
     }
     for (const int32_t banned : request.end_tokens) logits[static_cast<size_t>(banned)] = -INFINITY;
     const auto largest = std::ranges::max_element(logits) - logits.begin();
-    ASSERT_EQ(token, largest) << "after " << count << " tokens";
+    ASSERT_EQ(token, largest) << "after " << tokens.size() << " tokens";
     tokens.push_back(token);
+  }
+}
+
+// Beams that share and copy pages and rows of the bitmap, against whole sequences. Other requests run beside
+// them.
+TEST_P(ModelStepTest, BeamSearchIsThatOfWholeForwardPasses) {
+  std::vector<Request> searches(3);
+  for (size_t i = 0; i < searches.size(); ++i) {
+    searches[i].prompt = bytes_of(i == 1 ? "Once upon a time" : "Write");
+    searches[i].sampling = {.repetition_penalty = i == 0 ? 1.0F : 1.3F,
+                            .max_tokens = 20,
+                            .min_tokens = i == 1 ? 8 : 0,
+                            .beams = 3 + static_cast<int64_t>(i),
+                            .length_penalty = 0.8,
+                            .stop = {}};
+    for (int32_t token = 0; token < 257; token += 9) searches[i].end_tokens.push_back(token);
+    searches[i].end_tokens.resize(i == 2 ? 24 : 15);
+  }
+  std::vector<Request> all = requests();
+  for (Request& request : all) request.adapter = -1;
+  all.insert(all.begin(), searches.begin(), searches.end());
+  const EngineOptions options{
+      .max_batch_rows = 48, .max_sequences = 16, .max_positions = model_->config.max_positions};
+  ModelStep step(model_->transformer, options, 640 / page_, page_);
+  Engine engine(step, tokenizer_, options);
+  const auto completions = complete_all(engine, all);
+
+  for (size_t i = 0; i < searches.size(); ++i) {
+    const Request& request = searches[i];
+    const PlainBeam expected =
+        plain_beam_search(request, [&](const std::vector<int32_t>& tokens, int64_t generated) {
+          const std::vector<float> logits = whole_forward_pass(tokens);
+          double sum = 0.0;
+          for (const float logit : logits) sum += std::exp(static_cast<double>(logit));
+          std::vector<double> scores;
+          for (const float logit : logits) scores.push_back(static_cast<double>(logit) - std::log(sum));
+          for (const int32_t seen : std::set<int32_t>(tokens.begin(), tokens.end()))
+            scores[static_cast<size_t>(seen)] *= static_cast<double>(request.sampling.repetition_penalty);
+          for (const int32_t end : request.end_tokens) {
+            if (generated < request.sampling.min_tokens) scores[static_cast<size_t>(end)] = -INFINITY;
+          }
+          return scores;
+        });
+    std::vector<int32_t> tokens = request.prompt;
+    tokens.insert(tokens.end(), completions[i].tokens.begin(), completions[i].tokens.end());
+    EXPECT_EQ(tokens, expected.tokens) << i;
+    EXPECT_NEAR(completions[i].score, expected.score, 1e-5) << i;
   }
 }
 

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <deque>
 #include <functional>
 #include <set>
@@ -48,6 +49,16 @@ class FakeModel : public StepModel {
       if (std::ranges::find(context.banned, token) == context.banned.end()) return token;
     }
   };
+  // Scores of all tokens, for rows that want the best ones: any difference in the context gives others.
+  std::function<std::vector<float>(const DrawContext&)> score = [this](const DrawContext& context) {
+    uint64_t hash = static_cast<uint64_t>(context.adapter + 1) << 40;
+    for (const int32_t token : context.tokens) hash = hash * 6364136223846793005ULL + token + 1;
+    std::vector<float> scores(static_cast<size_t>(vocabulary_));
+    for (size_t token = 0; token < scores.size(); ++token)
+      scores[token] = std::log(uniform_at(hash, static_cast<uint32_t>(token)) + 1e-6F);
+    for (const int32_t token : context.banned) scores.at(static_cast<size_t>(token)) = -INFINITY;
+    return scores;
+  };
   std::function<void(const Batch&, const SamplingRows&)> on_run = [](const Batch&, const SamplingRows&) {};
 
   int64_t pages() const override { return pages_; }
@@ -62,9 +73,10 @@ class FakeModel : public StepModel {
     ++steps;
     Batch batch = sent;
     for (int32_t& token : batch.tokens) {
-      if (token < 0) token = drawn_.back().at(static_cast<size_t>(-1 - token));
+      if (token < 0) token = drawn_.back().tokens.at(static_cast<size_t>(-1 - token));
     }
-    std::vector<int32_t> sampled;
+    StepResult result;
+    copy_pages(batch.copied_pages);
     const auto adapters = adapter_of_rows(batch);
     for (size_t row = 0; row < batch.tokens.size(); ++row) {
       if (batch.slots[row] < 0) continue;
@@ -76,15 +88,21 @@ class FakeModel : public StepModel {
     for (size_t s = 0; s < contexts.size(); ++s) verify(batch, s, contexts[s]);
     mark(rows);
     for (size_t i = 0; i < batch.output_rows.size(); ++i) {
-      sampled.push_back(sample(batch, rows, i, contexts, adapters));
-      if (rows.slots[i] >= 0) seen_.at(static_cast<size_t>(rows.slots[i])).insert(sampled.back());
+      const DrawContext context = context_of(batch, rows, i, contexts, adapters);
+      if (rows.best.at(i) > 0) {
+        result.tokens.push_back(-1000);  // nobody may look at it
+        append_best(context, rows.best[i], result.best);
+        continue;
+      }
+      result.tokens.push_back(draw(context));
+      if (rows.slots[i] >= 0) seen_.at(static_cast<size_t>(rows.slots[i])).insert(result.tokens.back());
     }
-    drawn_.push_back(std::move(sampled));
+    drawn_.push_back(std::move(result));
     ++not_collected_;
   }
 
-  void collect(std::vector<int32_t>& sampled) override {
-    sampled = drawn_.at(drawn_.size() - not_collected_--);
+  void collect(StepResult& result) override {
+    result = drawn_.at(drawn_.size() - not_collected_--);
     while (drawn_.size() > not_collected_ + 1) drawn_.pop_front();
   }
 
@@ -143,15 +161,36 @@ class FakeModel : public StepModel {
     }
   }
 
+  void copy_pages(const RowCopies& pages) {
+    for (size_t i = 0; i < pages.to.size(); ++i) {
+      std::copy_n(memory_.begin() + pages.from[i] * tokens_per_page_, tokens_per_page_,
+                  memory_.begin() + pages.to[i] * tokens_per_page_);
+    }
+  }
+
+  void append_best(const DrawContext& context, int32_t wanted, std::vector<BestToken>& best) const {
+    const std::vector<float> scores = score(context);
+    std::vector<BestToken> all;
+    for (size_t token = 0; token < scores.size(); ++token)
+      all.push_back({static_cast<int32_t>(token), scores[token]});
+    std::ranges::stable_sort(all, std::ranges::greater(), &BestToken::score);
+    best.insert(best.end(), all.begin(), all.begin() + wanted);
+  }
+
   void mark(const SamplingRows& rows) {
+    for (size_t i = 0; i < rows.copied_slots.to.size(); ++i) {
+      seen_.at(static_cast<size_t>(rows.copied_slots.to[i])) =
+          seen_.at(static_cast<size_t>(rows.copied_slots.from[i]));
+    }
     for (const int32_t slot : rows.reset_slots) seen_.at(static_cast<size_t>(slot)).clear();
     ASSERT_EQ(rows.seen_tokens.size(), rows.seen_slots.size());
     for (size_t i = 0; i < rows.seen_tokens.size(); ++i)
       seen_.at(static_cast<size_t>(rows.seen_slots[i])).insert(rows.seen_tokens[i]);
   }
 
-  int32_t sample(const Batch& batch, const SamplingRows& rows, size_t i,
-                 const std::vector<std::vector<int32_t>>& contexts, const std::vector<int32_t>& adapters) {
+  DrawContext context_of(const Batch& batch, const SamplingRows& rows, size_t i,
+                         const std::vector<std::vector<int32_t>>& contexts,
+                         const std::vector<int32_t>& adapters) {
     const int32_t row = batch.output_rows.at(i);
     const auto next = std::ranges::upper_bound(batch.query_offsets, row);
     const auto s = static_cast<size_t>(next - batch.query_offsets.begin() - 1);
@@ -169,13 +208,13 @@ class FakeModel : public StepModel {
                         rows.position[i],
                         {}};
     if (rows.ban.at(i) >= 0) context.banned = rows.ban_lists.at(static_cast<size_t>(rows.ban[i]));
-    return draw(context);
+    return context;
   }
 
   int64_t pages_, tokens_per_page_, vocabulary_;
   std::vector<Entry> memory_;
   std::vector<std::set<int32_t>> seen_;
-  std::deque<std::vector<int32_t>> drawn_;  // by steps: those not collected, and the one before them
+  std::deque<StepResult> drawn_;  // by steps: those not collected, and the one before them
   size_t not_collected_ = 0;
 };
 

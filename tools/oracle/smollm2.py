@@ -1,7 +1,7 @@
 """Reference figures of SmolLM2-135M-Instruct, dequantized from its GGUF file, by Transformers and PEFT in fp32.
 
 Usage: .venv/bin/python tools/oracle/smollm2.py [--model models/SmolLM2-135M-Instruct.Q4_1.gguf] [part ...]
-Parts: tokens chat logprobs greedy lora (default: all). Formats: tests/reference/README.md.
+Parts: tokens chat logprobs greedy beams lora (default: all). Formats: tests/reference/README.md.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from gguf import GGUFReader, dequantize
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import beams
 import texts
 from common import (REFERENCE, ROOT, chat_rows, digits, greedy, logprobs, messages, splitmix64, tokens_rows, usable,
                     write_json, write_lines)
@@ -182,14 +183,14 @@ def main():
     parser.add_argument("--model", default=ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("parts", nargs="*", default=[])
     options = parser.parse_args()
-    parts = options.parts or ["tokens", "chat", "logprobs", "greedy", "lora"]
+    parts = options.parts or ["tokens", "chat", "logprobs", "greedy", "beams", "lora"]
     reader = GGUFReader(options.model)
     tokenizer, special = load_tokenizer(reader)
     if "tokens" in parts:
         write_lines(HERE / "tokens.jsonl", tokens_rows(tokenizer, special[:3] + special[-2:]))
     if "chat" in parts:
         write_lines(HERE / "chat.jsonl", chat_rows(tokenizer))
-    if not {"logprobs", "greedy", "lora"} & set(parts):
+    if not {"logprobs", "greedy", "beams", "lora"} & set(parts):
         return
     model = load_model(reader)
     if "logprobs" in parts:
@@ -208,6 +209,10 @@ def main():
         write_lines(HERE / "greedy.jsonl", rows)
         print(tokenizer.decode(rows[0]["tokens"]))
         write_lines(HERE / "greedy_penalty.jsonl", greedy_rows(model, tokenizer, 5, 1.1))
+    if "beams" in parts:
+        rows = beams.rows(model, beams.chat_prompts(tokenizer), 40, beams.SETTINGS)
+        write_lines(HERE / "beams.jsonl", rows)
+        print(len(rows), "beam searches;", sum(row["tokens"][-1] == 2 for row in rows), "ended by an end token")
     if "lora" in parts:
         lora(model, tokenizer)
 

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import (AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
                           Qwen2Config, Qwen2ForCausalLM)
 
+import beams
 import texts
 from common import REFERENCE, chat_rows, greedy, logprobs, tokens_rows, usable, write_json, write_lines
 
@@ -225,6 +226,12 @@ def greedy_rows(model, tokenizer, count=32):
     raise SystemExit(f"only {len(rows)} usable prompts")
 
 
+def beam_rows(model, greedy):
+    """From the beginnings of recorded continuations: short searches, with and without a repetition penalty."""
+    prompts = [{"prompt_tokens": row["prompt_tokens"] + row["tokens"][:cut]} for cut in (0, 5, 10) for row in greedy]
+    return beams.rows(model, prompts, 24, [({"length_penalty": 0.8}, 3), ({"length_penalty": 1.2, "repetition_penalty": 1.3}, 3)])
+
+
 def record(name, folder, family):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
@@ -233,7 +240,9 @@ def record(name, folder, family):
     logits = model(torch.arange(200)[None]).logits
     print(name, "vocabulary", len(tokenizer), "parameters", model.num_parameters(), "deviation of logits", float(logits.std()))
     write_lines(folder / "logprobs.jsonl", score_rows(model, tokenizer, 250 if name == "yarn" else 300))
-    write_lines(folder / "greedy.jsonl", greedy_rows(model, tokenizer))
+    rows = greedy_rows(model, tokenizer)
+    write_lines(folder / "greedy.jsonl", rows)
+    write_lines(folder / "beams.jsonl", beam_rows(model, rows))
     if name != "yarn":  # its tokenizer is that of qwen2
         write_lines(folder / "chat.jsonl", chat_rows(tokenizer))
         write_lines(folder / "tokens.jsonl", tokens_rows(tokenizer, family.special))
