@@ -44,10 +44,11 @@ int64_t seen_bytes(const Transformer& model, const EngineOptions& options) {
 // Rows of a recorded step: small steps of the number, so that little is computed for nothing.
 int64_t padded_rows(int64_t rows) { return rows <= 4 ? rows : (rows + 7) / 8 * 8; }
 
+// And all rows want the same of their logits.
 bool only_decoding(const Batch& batch, const SamplingRows& rows) {
   return batch.rows() == batch.sequences() && batch.rows() == batch.outputs() && rows.ban_lists.empty() &&
          rows.choice_lists.empty() &&
-         std::ranges::all_of(rows.best, [](int32_t wanted) { return wanted == 0; });
+         std::ranges::all_of(rows.best, [&](int32_t wanted) { return wanted == rows.best.front(); });
 }
 
 // Adds rows that belong to nobody: no context, nothing stored, drawn greedily from whatever comes out.
@@ -78,7 +79,7 @@ void pad(Batch& batch, SamplingRows& rows, int64_t to, int64_t pages_per_sequenc
   rows.position.resize(size, 0);
   rows.ban.resize(size, -1);
   rows.choice.resize(size, -1);
-  rows.best.resize(size, 0);
+  rows.best.resize(size, rows.best.front());
 }
 
 }  // namespace
@@ -288,7 +289,8 @@ void ModelStep::compute_decoding(const Batch& batch, const SamplingRows& rows) {
     run(model_.context, FillInTokens{.tokens = placed.tokens, .drawn = drawn_});
     draw(inference_.forward(placed, cache_), sampling, padded_sampling);
   };
-  const auto [known, first_time] = graphs_.try_emplace({size, padded.pages_per_sequence, placed.adapters});
+  const auto [known, first_time] =
+      graphs_.try_emplace({size, padded.pages_per_sequence, placed.adapters, padded_sampling.best.front()});
   if (first_time) return operations();
   if (!known->second) known->second = Graph::record(model_.context, operations);
   known->second->replay(model_.context);

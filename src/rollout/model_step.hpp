@@ -75,9 +75,10 @@ class ModelStep : public StepModel {
   std::vector<Tensor> pages_;         // keys and values of every layer as matrices, a row a page
   std::array<UnderWay, most_under_way> under_way_;
   size_t launched_ = 0, collected_ = 0;  // steps
-  // Recorded steps of decoding, by padded number of rows and of pages a sequence, and whether any row has an
-  // adapter. An empty one has run once, so that algorithms have been chosen.
-  std::map<std::tuple<int64_t, int64_t, bool>, std::optional<Graph>> graphs_;
+  // Recorded steps of decoding, by padded number of rows and of pages a sequence, whether any row has an
+  // adapter, and how many best tokens all want. An empty one has run once, so that algorithms have been
+  // chosen.
+  std::map<std::tuple<int64_t, int64_t, bool, int32_t>, std::optional<Graph>> graphs_;
 };
 
 }  // namespace sl
