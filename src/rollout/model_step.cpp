@@ -44,7 +44,7 @@ int64_t seen_bytes(const Transformer& model, const EngineOptions& options) {
 // Rows of a recorded step: small steps of the number, so that little is computed for nothing.
 int64_t padded_rows(int64_t rows) { return rows <= 4 ? rows : (rows + 7) / 8 * 8; }
 
-// And all rows want the same of their logits.
+// Such a step is recorded: all rows are decoding, and the same is wanted of their logits.
 bool only_decoding(const Batch& batch, const SamplingRows& rows) {
   return batch.rows() == batch.sequences() && batch.rows() == batch.outputs() && rows.ban_lists.empty() &&
          rows.choice_lists.empty() &&

@@ -16,10 +16,11 @@ Scheduler::Scheduler(const EngineOptions& options, int64_t pages, int64_t tokens
 
 int64_t Scheduler::add(Request request) {
   require(!request.prompt.empty(), "a sequence without a prompt");
+  require(request.sampling.beams <= options_.max_sequences, "more beams than sequences may run");
   const int64_t id = next_id_;
   next_id_ += request.sampling.beams;
   Sequence& sequence = sequences_[id];
-  sequence.id = id;
+  sequence.id = sequence.first = id;
   sequence.tokens = std::move(request.prompt);
   sequence.prompt_tokens = sequence.size();
   sequence.request = std::move(request);
@@ -113,8 +114,11 @@ void Scheduler::plan_chunk(Sequence& sequence) {
 // running ones have what they can use in this step, so prompts that are being read do not push each other
 // out; and who has given way does not fit at once, because its pages went to another.
 void Scheduler::admit(StepPlan& plan) {
-  while (!waiting_.empty() && rows_left_ > 0 && running() < options_.max_sequences) {
+  int64_t seats = seats_taken();
+  while (!waiting_.empty() && rows_left_ > 0) {
     Sequence& sequence = *waiting_.begin()->second;
+    const int64_t more_seats = has_seat(sequence) ? 0 : sequence.request.sampling.beams;
+    if (seats + more_seats > options_.max_sequences) return;
     // Its last token goes into a bitmap that it no longer has; or its best tokens are on their way.
     if (sequence.pending > 0) return;
     const int64_t pages = pages_for(sequence.size());
@@ -126,6 +130,7 @@ void Scheduler::admit(StepPlan& plan) {
     if (pages - referenced_match(sequence) > tree_.available()) return;
     waiting_.erase(waiting_.begin());
     run(sequence);
+    seats += more_seats;
     sequence.slot = free_slots_.back();
     free_slots_.pop_back();
     sequence.planned = false;
@@ -133,6 +138,23 @@ void Scheduler::admit(StepPlan& plan) {
     match(sequence);
     plan_chunk(sequence);
   }
+}
+
+// A request of which a beam runs has a seat for each, so that beams need not wait for those of other requests
+// when they fork.
+int64_t Scheduler::seats_taken() const {
+  int64_t seats = 0;
+  int64_t before = -1;
+  for (const Sequence* sequence : running_) {
+    if (sequence->first != before) seats += sequence->request.sampling.beams;
+    before = sequence->first;
+  }
+  return seats;
+}
+
+bool Scheduler::has_seat(const Sequence& sequence) const {
+  if (!sequence.request.has_beams()) return false;
+  return std::ranges::find(running_, sequence.first, &Sequence::first) != running_.end();
 }
 
 // Nobody can go on with the pages as they are: the youngest gives way, or the only one has overflowed,
@@ -314,6 +336,7 @@ void Scheduler::check() const {
     require(sequence->pages.empty() && sequence->slot < 0 && !sequence->drawn,
             "a waiting sequence holds something");
   }
+  require(seats_taken() <= options_.max_sequences, "more beams may run than there are slots");
   int64_t with_slot = 0;
   for (const auto& [id, sequence] : sequences_) with_slot += sequence.slot >= 0 ? 1 : 0;
   require(with_slot == running(), "a sequence has a slot and does not run");

@@ -59,7 +59,7 @@ class Scheduler {
   void take(const StepPlan& plan, std::span<const int32_t> sampled);
   // Puts new beams in the place of those from `id` on, whose best tokens are all known: sequence id + i goes
   // on from sequence id + beams[i].parent. They share full pages; one that is begun is copied before the
-  // next step where several go on from it. Who finds no slot or page for that waits, and is computed again.
+  // next step where several go on from it. Who finds no page for that waits, and is computed again.
   void fork(int64_t id, std::span<const BeamStep> beams);
 
   // Forgets all shared pages: adapters or weights have changed. No sequence is running.
@@ -90,6 +90,8 @@ class Scheduler {
   void plan_decoding();
   void plan_prompts();
   void admit(StepPlan& plan);
+  int64_t seats_taken() const;
+  bool has_seat(const Sequence& sequence) const;
   bool make_room(StepPlan& plan);
   void plan_chunk(Sequence& sequence);
   bool reserve(Sequence& sequence, int64_t end);

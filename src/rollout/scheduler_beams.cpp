@@ -41,17 +41,19 @@ void Scheduler::fork(int64_t id, std::span<const BeamStep> beams) {
   }
 }
 
-// A sequence with the same tokens and, where `parent` has them, pages and a slot.
+// A sequence with the same tokens and, where `parent` has them and a page is left to copy to, pages and a
+// slot.
 Sequence Scheduler::duplicate(const Sequence& parent) {
   Sequence copy = parent;
   const auto full = static_cast<size_t>(parent.tree_pages);
   const bool begun = parent.pages.size() > full;
-  if (parent.slot < 0 || free_slots_.empty() || (begun && tree_.available() == 0)) {
+  if (parent.slot < 0 || (begun && tree_.available() == 0)) {
     copy.pages.clear();
     copy.slot = -1;
     release(copy);
     return copy;
   }
+  require(!free_slots_.empty(), "a beam has a seat and no slot");
   copy.slot = free_slots_.back();
   free_slots_.pop_back();
   if (parent.request.sampling.repetition_penalty != 1.0F) {

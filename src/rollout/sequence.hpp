@@ -10,8 +10,9 @@
 namespace sl {
 
 struct Sequence {
-  int64_t id = 0;   // order of submission; the beams of a request have consecutive ones
-  Request request;  // its prompt is moved into `tokens`
+  int64_t id = 0;     // order of submission; the beams of a request have consecutive ones
+  int64_t first = 0;  // id of the request's first beam, or its own
+  Request request;    // its prompt is moved into `tokens`
   // Prompt, then what was generated. The last `pending` ones are being drawn in steps under way: each is
   // -1 - (its output row) until it is known.
   std::vector<int32_t> tokens;

@@ -88,6 +88,22 @@ INSTANTIATE_TEST_SUITE_P(Rooms, BeamsOverPlans,
                                          Room{16, 8, 14, 4, 1}, Room{7, 12, 52, 1, 0}, Room{7, 12, 52, 1, 1},
                                          Room{64, 24, 20, 8, 0}, Room{64, 24, 20, 8, 1}));
 
+// Requests that wait for slots do not stand in the way of those that run.
+TEST(Beams, OfOneRequestRunTogether) {
+  const Tokenizer tokenizer = byte_tokenizer();
+  FakeModel model(400, 4, 30, 8);
+  Engine engine(model, tokenizer, {.max_batch_rows = 64, .max_sequences = 8, .max_positions = 60});
+  std::vector<Request> requests(10);
+  for (size_t i = 0; i < requests.size(); ++i) {
+    requests[i].prompt = {static_cast<int32_t>(i), 2};
+    requests[i].sampling.beams = 1 + static_cast<int64_t>(i % 4);
+    requests[i].sampling.max_tokens = 20;
+  }
+  complete_all(engine, requests);
+  EXPECT_EQ(engine.statistics().preemptions, 0);
+  EXPECT_LE(engine.statistics().steps, 120) << "one request after the other takes 200";
+}
+
 // Scores by hand: by what follows the first token of the prompt; $ is the end token. What is not named scores
 // -20.
 using Table = std::map<std::string, std::map<char, float>>;
