@@ -77,7 +77,7 @@ std::string damage_of(const fs::path& path) {
   try {
     if (path.extension() == ".h5") {
       if (is_checkpoint(path)) {
-        read_checkpoint(path);
+        CheckpointFile(path).check();
       } else {
         read_table(path);
       }
@@ -170,11 +170,20 @@ void show_adapter(const std::string& path) {
              config.value("lora_alpha", json()).dump(), weights->tensors().size());
 }
 
+void show_checkpoint(const std::string& path) {
+  const CheckpointFile file(path);
+  std::map<std::string, int64_t> parts;  // bytes
+  for (const CheckpointPiece& piece : file.index().pieces)
+    parts[piece.part] += piece.strip.count * size_of(DType::f32);
+  fmt::print("checkpoint {}: {} tensors in {} parts\n", path, file.shapes().size(), parts.size());
+  for (const auto& [name, value] : file.index().integers) fmt::print("  {:<24} {}\n", name, value);
+  for (const auto& [name, bytes] : parts) fmt::print("  {:<24} {} bytes\n", name, bytes);
+  for (const auto& [name, shape] : file.shapes()) fmt::print("  {} {}\n", name, fmt::join(shape, " x "));
+}
+
 void show_h5(const std::string& path) {
   if (is_checkpoint(path)) {
-    const CheckpointContent content = read_checkpoint(path);
-    fmt::print("checkpoint {}: {} tensors\n", path, content.tensors.size());
-    for (const auto& [name, value] : content.integers) fmt::print("  {:<24} {}\n", name, value);
+    show_checkpoint(path);
     return;
   }
   const Table table = read_table(path);

@@ -9,10 +9,10 @@
 #include "cli/rows.hpp"
 #include "core/activity.hpp"
 #include "core/log.hpp"
-#include "io/checkpoint.hpp"
 #include "io/durable.hpp"
 #include "io/run_folder.hpp"
 #include "model/export.hpp"
+#include "train/training_checkpoint.hpp"
 
 namespace sl {
 namespace {
@@ -124,15 +124,14 @@ int train(TrainChoice& choice, const std::vector<std::vector<Message>>& conversa
     trained.adapter = &*adapter;
   }
   Trainer trainer(model->transformer(), trained, std::move(rows), choice.options, *ranks.groups.data);
+  TrainingCheckpoint checkpoint(trainer, choice.checkpoint(), *ranks.groups.world);
   log_memory();
-  if (agreed(ranks, ranks.first() && have_whole_checkpoint(choice.checkpoint())))
-    trainer.load_checkpoint(choice.checkpoint());
+  checkpoint.resume();
   if (ranks.first()) keep_metrics_to(folder.metrics(), trainer.state().step);
 
-  const bool writer = ranks.groups.place.replica == 0;
   while (trainer.state().step < trainer.total_steps()) {
     if (agreed(ranks, stop_signal != 0)) {
-      trainer.save_checkpoint(choice.checkpoint(), writer);
+      checkpoint.finish();
       if (ranks.first()) spdlog::info("stopped at a signal; the same command continues {}", choice.output);
       return 0;
     }
@@ -150,10 +149,12 @@ int train(TrainChoice& choice, const std::vector<std::vector<Message>>& conversa
       spdlog::info("step {}/{}: loss {:.4f}, {:.1f} tokens/s", step.step, trainer.total_steps(), step.loss,
                    step.tokens_per_second);
     }
+    checkpoint.poll();
     if (choice.options.checkpoint_every > 0 && step.step % choice.options.checkpoint_every == 0)
-      trainer.save_checkpoint(choice.checkpoint(), writer);
+      checkpoint.save();
   }
   trainer.collect();
+  const bool writer = ranks.groups.place.replica == 0;
   if (choice.full()) {
     write_model_files(choice.output, model->source(), *trained.parameters, "F32", writer,
                       *ranks.groups.tensor);
@@ -161,7 +162,7 @@ int train(TrainChoice& choice, const std::vector<std::vector<Message>>& conversa
     save_adapter(*adapter, choice.output, choice.model.model, writer, *ranks.groups.tensor);
   }
   ranks.groups.world->barrier();
-  if (ranks.first()) fs::remove(choice.checkpoint());
+  checkpoint.remove();
   return 0;
 }
 

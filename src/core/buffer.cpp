@@ -29,6 +29,18 @@ Registry& registry() {
   return instance;
 }
 
+void enlist(const void* data, MemoryEntry entry) {
+  Registry& all = registry();
+  std::lock_guard lock(all.mutex);
+  all.live[data] = std::move(entry);
+}
+
+void strike_off(const void* data) {
+  Registry& all = registry();
+  std::lock_guard lock(all.mutex);
+  all.live.erase(data);
+}
+
 void protect_debug_pages(const Registry& all, int protection) {
   for (const auto& [data, entry] : all.live) {
     if (entry.device == Device::debug)
@@ -51,20 +63,16 @@ Buffer::Buffer(Device device, int64_t bytes, std::string name)
     : bytes_(std::max<int64_t>(bytes, alignment)), device_(device), name_(std::move(name)) {
   require(bytes >= 0, "negative size of buffer " + name_);
   data_ = allocate(device_, bytes_, name_);
+  enlist(data_, {name_, device_, bytes_});
   Registry& all = registry();
   std::lock_guard lock(all.mutex);
-  all.live[data_] = {name_, device_, bytes_};
   if (device_ == Device::debug && all.debug_turns == 0)
     mprotect(data_, static_cast<size_t>(bytes_), PROT_NONE);
 }
 
 Buffer::~Buffer() {
   if (data_ == nullptr) return;
-  {
-    Registry& all = registry();
-    std::lock_guard lock(all.mutex);
-    all.live.erase(data_);
-  }
+  strike_off(data_);
   if (device_ == Device::cuda) {
     free_device(data_);
   } else {
@@ -91,9 +99,13 @@ HostBuffer::HostBuffer(Device device, int64_t bytes, const std::string& name)
       pinned_(device == Device::cuda) {
   if (data_ == nullptr && bytes > 0)
     throw SystemError("allocation of " + std::to_string(bytes) + " bytes", name, ENOMEM);
+  if (data_ != nullptr) enlist(data_, {name, Device::cpu, bytes});
 }
 
-HostBuffer::~HostBuffer() { pinned_ ? free_pinned(data_) : std::free(data_); }
+HostBuffer::~HostBuffer() {
+  if (data_ != nullptr) strike_off(data_);
+  pinned_ ? free_pinned(data_) : std::free(data_);
+}
 
 HostBuffer::HostBuffer(HostBuffer&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)), pinned_(other.pinned_) {}
@@ -125,13 +137,14 @@ Tensor Arena::take(DType dtype, std::initializer_list<int64_t> shape) {
 }
 
 std::vector<MemoryEntry> memory_table() {
-  std::map<std::string, MemoryEntry> by_name;
+  std::map<std::pair<std::string, Device>, MemoryEntry> by_name;
   Registry& all = registry();
   {
     std::lock_guard lock(all.mutex);
     for (const auto& [data, entry] : all.live) {
       MemoryEntry& sum =
-          by_name.try_emplace(entry.name, MemoryEntry{entry.name, entry.device, 0}).first->second;
+          by_name.try_emplace({entry.name, entry.device}, MemoryEntry{entry.name, entry.device, 0})
+              .first->second;
       sum.bytes += entry.bytes;
     }
   }

@@ -77,7 +77,8 @@ class Arena {
   int64_t used_ = 0;
 };
 
-// Bytes held by live Buffers of this process, one entry a name, largest first: the start-up memory table.
+// Bytes held by live Buffers and HostBuffers of this process, one entry a name and device, largest first: the
+// start-up memory table.
 struct MemoryEntry {
   std::string name;
   Device device;

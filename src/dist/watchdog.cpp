@@ -1,7 +1,6 @@
 #include "dist/watchdog.hpp"
 
 #include <fcntl.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -12,6 +11,7 @@
 #include <utility>
 
 #include "core/error.hpp"
+#include "core/thread.hpp"
 
 namespace sl {
 namespace {
@@ -59,12 +59,7 @@ Watchdog::Watchdog(std::string path, int rank, int ranks, double timeout,
       judge_(rank, ranks, timeout),
       stalled_(std::move(stalled)),
       activity_(whose) {
-  // Signals are for the thread that works: it sets its mark, and one that sleeps in a call wakes up.
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  thread_ = std::jthread([this](const std::stop_token& end) { watch(end); });
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  thread_ = start_thread("watchdog", [this](const std::stop_token& end) { watch(end); });
 }
 
 Watchdog::~Watchdog() {

@@ -5,8 +5,8 @@
 
 #include "core/activity.hpp"
 #include "core/log.hpp"
-#include "io/checkpoint.hpp"
 #include "lengthen/sample.hpp"
+#include "train/training_checkpoint.hpp"
 
 namespace sl {
 namespace {
@@ -49,10 +49,10 @@ void train_role(Session& session, int64_t iteration, Role role, const Table& pai
   activity().stage(role == Role::generator ? "training generator" : "training extender", iteration);
   const std::string name(role_name(role));
   const std::string folder = session.folder.adapter(iteration, name);
-  const std::string checkpoint = session.folder.checkpoint(iteration, name);
+  const std::string checkpoint_path = session.folder.checkpoint(iteration, name);
   const auto finished = [&] { return std::filesystem::exists(folder + "/adapter_config.json"); };
-  if (for_all(session, finished)) {                            // written last: the adapter is whole
-    if (session.first()) std::filesystem::remove(checkpoint);  // left by a run killed before it could
+  if (for_all(session, finished)) {                           // written last: the adapter is whole
+    if (session.first()) remove_checkpoint(checkpoint_path);  // left by a run killed before it could
     return;
   }
 
@@ -63,9 +63,8 @@ void train_role(Session& session, int64_t iteration, Role role, const Table& pai
       stream_of(draw_address(session.method, iteration, StageId::training, static_cast<int64_t>(role), 1));
   Trainer trainer(session.model.transformer(), {.adapter = &adapter}, training_rows(session, pairs), options,
                   *session.groups.data);
-  if (for_all(session, [&] { return have_whole_checkpoint(checkpoint); }))
-    trainer.load_checkpoint(checkpoint);
-  const bool writer = session.replica() == 0;
+  TrainingCheckpoint checkpoint(trainer, checkpoint_path, *session.groups.world);
+  checkpoint.resume();
   if (session.first()) {
     session.folder.append_metrics({{"iteration", iteration},
                                    {"stage", "training begins"},
@@ -75,7 +74,7 @@ void train_role(Session& session, int64_t iteration, Role role, const Table& pai
 
   while (trainer.state().step < trainer.total_steps()) {
     if (session.stop_agreed()) {
-      trainer.save_checkpoint(checkpoint, writer);
+      checkpoint.finish();
       throw Stopped{};
     }
     trainer.step();
@@ -96,14 +95,12 @@ void train_role(Session& session, int64_t iteration, Role role, const Table& pai
     }
     session.progress.update_training(name, iteration, step.step, trainer.total_steps(), step.loss,
                                      step.tokens_per_second);
-    if (options.checkpoint_every > 0 && step.step % options.checkpoint_every == 0) {
-      trainer.save_checkpoint(checkpoint, writer);
-    }
+    checkpoint.poll();
+    if (options.checkpoint_every > 0 && step.step % options.checkpoint_every == 0) checkpoint.save();
   }
-  save_adapter(adapter, folder, session.model.source().path, writer, *session.groups.tensor);
+  save_adapter(adapter, folder, session.model.source().path, session.replica() == 0, *session.groups.tensor);
   session.groups.world->barrier();
-  if (session.first()) std::filesystem::remove(checkpoint);
-  session.groups.world->barrier();
+  checkpoint.remove();
   session.progress.finish();
   if (session.first()) {
     spdlog::info("iteration {}: {} trained for {} steps, last loss {:.4f}", iteration, name,

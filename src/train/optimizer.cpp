@@ -158,6 +158,17 @@ void Optimizer::send_buckets(size_t count) {
   }
 }
 
+// Of the replicas: whether this is the one that counts, and saves, these numbers.
+bool Optimizer::stands_for(const HeldNumbers& part) const {
+  return (share_ > 0 && &part == &held_.front()) || data_parallel_->rank() == 0;
+}
+
+// The same of the ranks of a replica.
+bool Optimizer::stands_for(const ShardedTensor& tensor) const {
+  const int rank = model_.shard->tp_rank;
+  return tensor.axis == ShardedTensor::Axis::replicated ? rank == 0 : rank % tensor.copies == 0;
+}
+
 double Optimizer::gradient_norm() const {
   double squares = 0.0;
   const auto add = [&](int64_t begin, int64_t end) {
@@ -165,17 +176,14 @@ double Optimizer::gradient_norm() const {
     run(model_.context, SumOfSquares{.x = gradient_.flat().rows(begin, end), .result = &squares});
   };
   const auto* const first = gradient_.flat().data<float>();
-  const int rank = model_.shard->tp_rank;
   for (const HeldNumbers& part : held_) {
-    const bool counted = share_ == 0 || &part == &held_.front() || data_parallel_->rank() == 0;
-    if (!counted) continue;
+    if (share_ > 0 && !stands_for(part)) continue;
     if (model_.shard->tp == 1) {
       add(part.begin, part.begin + part.count);
       continue;
     }
     for (const ShardedTensor& tensor : gradient().tensors()) {
-      const bool replicated = tensor.axis == ShardedTensor::Axis::replicated;
-      if (replicated ? rank != 0 : rank % tensor.copies != 0) continue;
+      if (!stands_for(tensor)) continue;
       const int64_t place = tensor.local.data<float>() - first;
       add(std::max(place, part.begin), std::min(place + tensor.local.size(), part.begin + part.count));
     }
@@ -223,30 +231,33 @@ void Optimizer::update(double learning_rate, double gradient_scale) {
   gather(weights());
 }
 
-FormOf Optimizer::whole(Part part) const {
-  FormOf form(model_, trained_, Device::cpu, "checkpoint");
-  const Tensor all = form.flat();
-  for (const HeldNumbers& held : held_) {
-    copy_floats(model_.context, state(part).rows(held.at, held.at + held.count),
-                all.rows(held.begin, held.begin + held.count));
+std::vector<Optimizer::HeldTensor> Optimizer::held_tensors(bool once) const {
+  std::vector<HeldTensor> all;
+  const auto* const first = gradient_.flat().data<float>();
+  for (const HeldNumbers& part : held_) {
+    if (once && !stands_for(part)) continue;
+    for (const ShardedTensor& tensor : gradient().tensors()) {
+      if (once && !stands_for(tensor)) continue;
+      const int64_t place = tensor.local.data<float>() - first;
+      const int64_t begin = std::max(place, part.begin);
+      const int64_t end = std::min(place + tensor.local.size(), part.begin + part.count);
+      if (begin < end) all.push_back({&tensor, begin - place, part.at + begin - part.begin, end - begin});
+    }
   }
-  gather(all);
-  return form;
-}
-
-void Optimizer::adopt(Part part, const FormOf& whole) {
-  const Tensor all = whole.flat();
-  for (const HeldNumbers& held : held_) {
-    copy_floats(model_.context, all.rows(held.begin, held.begin + held.count),
-                state(part).rows(held.at, held.at + held.count));
-  }
-  if (part == Part::parameter) publish();
+  return all;
 }
 
 void Optimizer::collect() {
   const Tensor place = flat_of(trained_);
   if (share_ == 0 || place.raw() == weights().raw()) return;
-  copy_floats(model_.context, whole(Part::parameter).flat(), place);
+  const FormOf form(model_, trained_, Device::cpu, "trained");
+  const Tensor all = form.flat();
+  for (const HeldNumbers& held : held_) {
+    copy_floats(model_.context, exact_.rows(held.at, held.at + held.count),
+                all.rows(held.begin, held.begin + held.count));
+  }
+  gather(all);
+  copy_floats(model_.context, all, place);
 }
 
 }  // namespace sl

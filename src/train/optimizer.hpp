@@ -66,20 +66,30 @@ class Optimizer {
   int64_t updates() const { return updates_; }
   void set_updates(int64_t updates) { updates_ = updates; }  // when continuing
 
-  // A part of the state, whole and in host memory. All of these are collective over the data-parallel group.
+  // What is held here of the state: three flat tensors on the device, laid out alike.
   enum class Part : uint8_t { parameter, first_moment, second_moment };
-  FormOf whole(Part part) const;
-  void adopt(Part part, const FormOf& whole);
-  // Brings what has been learnt to where `trained` is.
+  const Tensor& state(Part part) const;
+  // Numbers `from` .. from + count of a local tensor lie at `at` in them.
+  struct HeldTensor {
+    const ShardedTensor* tensor;  // of gradient(): lives as long as this
+    int64_t from, at, count;
+  };
+  // Of all tensors that are held here; with `once`, those for which this rank stands: over all ranks they are
+  // the whole state, every number once.
+  std::vector<HeldTensor> held_tensors(bool once) const;
+  // What the model computes with becomes what the state says. Collective over the data-parallel group; after
+  // state() was written.
+  void publish();
+  // Brings what has been learnt to where `trained` is. Collective over the data-parallel group.
   void collect();
 
  private:
   void send_buckets(size_t count);
 
-  const Tensor& state(Part part) const;
+  bool stands_for(const HeldNumbers& part) const;
+  bool stands_for(const ShardedTensor& tensor) const;
   Tensor weights() const;  // flat: what the model computes with
   void update_part(const HeldNumbers& part, double weight_decay, double learning_rate, double gradient_scale);
-  void publish();
   void gather(const Tensor& all) const;
 
   Transformer model_;

@@ -76,10 +76,11 @@ class Trainer {
   // Brings what has been learnt to `trained`. Collective over all ranks; before it is read at the end.
   void collect() { optimizer_.collect(); }
 
-  // Whole tensors and the state, in one file: the same whatever the process grid. Collective over all ranks;
-  // rank 0 of the replica that is the writer writes.
-  void save_checkpoint(const std::string& path, bool writer);
-  // Continues from such a file, on any grid. InputError when it belongs to other rows, options or shapes.
+  // What continuing needs (training_checkpoint.hpp saves it).
+  const Optimizer& optimizer() const { return optimizer_; }
+  const Context& context() const { return model_.context; }
+  // Continues from such a file, which may be that of another grid; every rank reads what it holds. Collective
+  // over all ranks. InputError when it belongs to other rows, options or shapes, or is damaged.
   void load_checkpoint(const std::string& path);
 
  private:

@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include "core/error.hpp"
-#include "io/checkpoint.hpp"
 #include "scratch.hpp"
 #include "tables.hpp"
 #include "tests/mpi_main.hpp"
@@ -88,16 +87,6 @@ TEST_F(DatasetOnRanks, AFailureIsEveryRanks) {
   EXPECT_ANY_THROW(write_table(path_, table, comm_));
   MPI_Barrier(comm_);
   EXPECT_FALSE(std::filesystem::exists(path_ + ".partial"));
-}
-
-TEST_F(DatasetOnRanks, EachRankWritesItsOwnCheckpoint) {
-  const std::string own = path_ + "." + std::to_string(rank_);
-  CheckpointContent content;
-  content.integers["rank"] = rank_;
-  content.tensors = {{"w", {2, 2}, std::vector<float>(4, static_cast<float>(rank_))}};
-  write_checkpoint(own, content);
-  EXPECT_EQ(read_checkpoint(own).tensors[0].values, content.tensors[0].values);
-  EXPECT_EQ(read_checkpoint(own).integers["rank"], rank_);
 }
 
 }  // namespace

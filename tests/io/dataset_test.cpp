@@ -1,4 +1,4 @@
-// Datasets and checkpoints in HDF5, written and read by one process: what is written is read, no damage goes
+// Datasets in HDF5, written and read by one process: what is written is read, no damage goes
 // unseen, and a failed write leaves the old file.
 #include "io/dataset.hpp"
 
@@ -9,7 +9,6 @@
 #include <random>
 
 #include "core/error.hpp"
-#include "io/checkpoint.hpp"
 #include "io/hdf5.hpp"
 #include "scratch.hpp"
 #include "tables.hpp"
@@ -151,10 +150,8 @@ TEST_F(Dataset, AFileCutAnywhereIsRefused) {
 
 TEST_F(Dataset, ForeignFilesAreRefused) {
   EXPECT_THAT(message_of<InputError>([&] { read_table(folder_ / "absent.h5"); }), HasSubstr("absent.h5"));
-  write_checkpoint(path_, {});
+  H5File::create(path_, MPI_COMM_SELF).close();
   EXPECT_THAT(message_of<InputError>([&] { read_table(path_); }), HasSubstr("no dataset"));
-  write(some_table(1, 1));
-  EXPECT_THAT(message_of<InputError>([&] { read_checkpoint(path_); }), HasSubstr("no checkpoint"));
 }
 
 // A file that HDF5 finds sound, but whose columns are no table.
@@ -212,83 +209,6 @@ TEST_F(Dataset, NothingIsPrinted) {
   test::write_bytes(path_, "no HDF5");
   EXPECT_THROW(read_table(path_), InputError);
   EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
-}
-
-class Checkpoint : public testing::Test {
- protected:
-  static CheckpointContent some_content() {
-    CheckpointContent content;
-    content.integers = {{"step", 42}, {"negative", -(int64_t{1} << 60)}};
-    content.texts = {{"random", "state 长"}, {"empty", ""}, {"long", std::string(100000, 'z')}};
-    std::vector<float> big(1500 * 700);
-    for (size_t i = 0; i < big.size(); ++i) big[i] = static_cast<float>(i) * 0.25F;
-    content.tensors = {{"parameter/layers.0.q", {1500, 700}, big},
-                       {"first_moment/layers.0.q", {2, 2, 3}, std::vector<float>(12, -0.5F)},
-                       {"vector", {3}, {1.F, std::numeric_limits<float>::infinity(), 5e-45F}},
-                       {"hollow", {0, 4}, {}}};
-    return content;
-  }
-  static void expect_equal(const CheckpointContent& actual, const CheckpointContent& expected) {
-    EXPECT_EQ(actual.integers, expected.integers);
-    EXPECT_EQ(actual.texts, expected.texts);
-    ASSERT_EQ(actual.tensors.size(), expected.tensors.size());
-    for (size_t i = 0; i < actual.tensors.size(); ++i) {
-      EXPECT_EQ(actual.tensors[i].name, expected.tensors[i].name);
-      EXPECT_EQ(actual.tensors[i].shape, expected.tensors[i].shape);
-      EXPECT_EQ(actual.tensors[i].values, expected.tensors[i].values);
-    }
-  }
-  ScratchFolder folder_;
-  std::string path_ = folder_ / "generator.h5";
-};
-
-TEST_F(Checkpoint, WhatIsWrittenIsRead) {
-  write_checkpoint(path_, {});
-  expect_equal(read_checkpoint(path_), {});
-  write_checkpoint(path_, some_content());
-  expect_equal(read_checkpoint(path_), some_content());
-  EXPECT_EQ(folder_.names(), std::set<std::string>{"generator.h5"});
-}
-
-TEST_F(Checkpoint, ManyTensorsKeepTheirOrder) {
-  CheckpointContent content;
-  for (int i = 0; i < 1500; ++i)
-    content.tensors.push_back({"t" + std::to_string(1500 - i), {1, 1}, {static_cast<float>(i)}});
-  write_checkpoint(path_, content);
-  expect_equal(read_checkpoint(path_), content);
-}
-
-TEST_F(Checkpoint, DamageIsFound) {
-  write_checkpoint(path_, some_content());
-  const std::string whole = test::read_bytes(path_);
-  const float values[] = {123456.25F, 123456.5F};
-  const size_t at = whole.find(std::string(reinterpret_cast<const char*>(values), sizeof(values)));
-  ASSERT_NE(at, std::string::npos);
-  std::string changed = whole;
-  changed[at] = static_cast<char>(changed[at] ^ 1);
-  test::write_bytes(path_, changed);
-  EXPECT_THAT(message_of<InputError>([&] { read_checkpoint(path_); }),
-              AllOf(HasSubstr(path_), HasSubstr("layers.0.q")));
-  for (size_t cut : {size_t{0}, size_t{100}, whole.size() / 2, whole.size() - 1}) {
-    test::write_bytes(path_, whole.substr(0, cut));
-    EXPECT_THAT(message_of<InputError>([&] { read_checkpoint(path_); }), HasSubstr(path_));
-  }
-}
-
-TEST_F(Checkpoint, AFailedWriteLeavesTheOldFile) {
-  CheckpointContent old;
-  old.integers["step"] = 1;
-  write_checkpoint(path_, old);
-  {
-    const test::FileSizeLimit limit(1000000);
-    EXPECT_THAT(message_of<LibraryError>([&] { write_checkpoint(path_, some_content()); }), HasSubstr(path_));
-  }
-  EXPECT_EQ(folder_.names(), std::set<std::string>{"generator.h5"});
-  expect_equal(read_checkpoint(path_), old);
-  CheckpointContent wrong;
-  wrong.tensors = {{"w", {2, 2}, {1.F}}};
-  EXPECT_THROW(write_checkpoint(path_, wrong), BugError);
-  EXPECT_EQ(folder_.names(), std::set<std::string>{"generator.h5"});
 }
 
 }  // namespace

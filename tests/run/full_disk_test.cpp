@@ -42,7 +42,7 @@ void expect_whole_files(const std::string& out) {
   for (const auto& [name, bytes] : results_of(out)) {
     if (!name.ends_with(".h5")) continue;
     if (name.find("checkpoint/") != std::string::npos) {
-      EXPECT_NO_THROW((void)read_checkpoint(out + "/" + name)) << name;
+      EXPECT_NO_THROW(CheckpointFile(out + "/" + name).check()) << name;
     } else {
       EXPECT_NO_THROW((void)read_table(out + "/" + name)) << name;
     }

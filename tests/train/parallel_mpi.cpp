@@ -143,21 +143,34 @@ struct Training {
   std::vector<std::vector<float>> tensors;
 };
 
-// Trains to the end, from a checkpoint when `from` is given; leaves one after two steps at `save`.
+// Trains to the end, from a checkpoint when `from` is given; leaves that of step 2 at `save`, which
+// is written while the training goes on. `world`: all ranks of the training.
 Training train(const Form& form, Communicator& tensor_parallel, Communicator& data_parallel,
-               const std::string& from, const std::string& save) {
+               Communicator& world, const std::string& from, const std::string& save) {
   Trained trained(form, tensor_parallel);
   Trainer trainer(trained.model.transformer, trained.trainable(), training_rows(), options(form),
                   data_parallel);
   if (!from.empty()) trainer.load_checkpoint(from);
+  TrainingCheckpoint checkpoint(trainer, save, world);
   Training result;
   while (trainer.step()) {
     result.losses.push_back(trainer.last().loss);
     result.norms.push_back(trainer.last().grad_norm);
-    if (!save.empty() && trainer.state().step == 2) trainer.save_checkpoint(save, data_parallel.rank() == 0);
+    if (!save.empty() && trainer.state().step == 2) checkpoint.save();
+  }
+  while (!checkpoint.poll()) {
   }
   result.tensors = whole(trained.trainable(), tensor_parallel);
   return result;
+}
+
+Training train(const Form& form, const Groups& groups, const std::string& from, const std::string& save) {
+  return train(form, *groups.tensor, *groups.data, *groups.world, from, save);
+}
+
+Training train_alone(const Form& form, const std::string& from, const std::string& save) {
+  const auto alone = make_local_communicator();
+  return train(form, *alone, *alone, *alone, from, save);
 }
 
 TEST(ProcessGrid, TrainsLikeOneRank) {
@@ -165,8 +178,8 @@ TEST(ProcessGrid, TrainsLikeOneRank) {
   for (const Grid& grid : grids()) {
     const Groups groups = make_groups(test_session(), grid);
     for (const Form& form : forms) {
-      const Training expected = train(form, *alone, *alone, "", "");
-      const Training found = train(form, *groups.tensor, *groups.data, "", "");
+      const Training expected = train_alone(form, "", "");
+      const Training found = train(form, groups, "", "");
       ASSERT_EQ(found.losses.size(), 6U);
       EXPECT_LE(test::relative_error(found.losses, expected.losses), 1e-4) << describe(grid);
       EXPECT_LE(test::relative_error(found.norms, expected.norms), 1e-3) << describe(grid);
@@ -181,8 +194,8 @@ TEST(ProcessGrid, TrainsLikeOneRank) {
 TEST(ProcessGrid, IsExactlyTheSameTwice) {
   for (const Grid& grid : grids()) {
     const Groups groups = make_groups(test_session(), grid);
-    const Training one = train(forms[1], *groups.tensor, *groups.data, "", "");
-    const Training two = train(forms[1], *groups.tensor, *groups.data, "", "");
+    const Training one = train(forms[1], groups, "", "");
+    const Training two = train(forms[1], groups, "", "");
     EXPECT_EQ(one.losses, two.losses) << describe(grid);
     EXPECT_EQ(one.tensors, two.tensors) << describe(grid);
   }
@@ -195,17 +208,17 @@ TEST(ProcessGrid, ContinuesTheTrainingOfAnotherGrid) {
     const std::string path = shared_path(*groups.world, "grid.h5");
     for (const Form& form : {forms[1], forms[2]}) {
       // From this grid to the same one, bit for bit, and to one rank; then from one rank to this grid.
-      const Training whole_run = train(form, *groups.tensor, *groups.data, "", path);
+      const Training whole_run = train(form, groups, "", path);
       groups.world->barrier();
-      const Training same_grid = train(form, *groups.tensor, *groups.data, path, "");
+      const Training same_grid = train(form, groups, path, "");
       EXPECT_EQ(same_grid.tensors, whole_run.tensors) << describe(grid);
-      const Training one_rank = train(form, *alone, *alone, path, "");
+      const Training one_rank = train_alone(form, path, "");
       groups.world->barrier();
-      if (groups.world->rank() == 0) train(form, *alone, *alone, "", path);
+      if (groups.world->rank() == 0) train_alone(form, "", path);
       groups.world->barrier();
-      const Training this_grid = train(form, *groups.tensor, *groups.data, path, "");
+      const Training this_grid = train(form, groups, path, "");
       groups.world->barrier();
-      if (groups.world->rank() == 0) std::filesystem::remove(path);
+      if (groups.world->rank() == 0) remove_checkpoint(path);
       ASSERT_EQ(one_rank.losses.size(), 4U);
       ASSERT_EQ(this_grid.losses.size(), 4U);
       if (groups.tensor->rank() == 0) {
@@ -213,6 +226,62 @@ TEST(ProcessGrid, ContinuesTheTrainingOfAnotherGrid) {
         expect_close(this_grid.tensors, one_rank.tensors, names.trainable(), 1e-3, describe(grid));
         expect_close(one_rank.tensors, whole_run.tensors, names.trainable(), 1e-3, describe(grid));
       }
+    }
+  }
+}
+
+// The first ranks as a grid; the others, if any, wait elsewhere.
+struct SomeRanks {
+  explicit SomeRanks(const Grid& grid) {
+    const int rank = test_session().rank(), none = test_session().size();
+    takes_part = rank < grid.dp * grid.tp;
+    tensor = test_session().split(takes_part ? rank / grid.tp : none);
+    data = test_session().split(takes_part ? rank % grid.tp : none);
+    world = test_session().split(takes_part ? 0 : none);
+  }
+  bool takes_part;
+  std::unique_ptr<Communicator> tensor, data, world;
+};
+
+// The numbers of a checkpoint read on another grid are those that were written, to the bit: saved there,
+// every tensor of the state is the same. And training goes on with the same losses, up to the order of sums.
+TEST(ProcessGrid, CheckpointsGoFromAnyGridToAnyOther) {
+  const auto session = test_session().world();
+  const std::string first = shared_path(*session, "first.h5"), second = shared_path(*session, "second.h5");
+  constexpr std::pair<Grid, Grid> ways[] = {{{2, 1}, {4, 1}}, {{2, 1}, {1, 2}}, {{1, 2}, {1, 1}},
+                                            {{1, 1}, {2, 1}}, {{4, 1}, {2, 2}}, {{2, 2}, {1, 4}},
+                                            {{1, 4}, {4, 1}}};
+  for (const auto& [from, to] : ways) {
+    const int size = test_session().size();
+    if (from.dp * from.tp > size || to.dp * to.tp > size) continue;
+    const SomeRanks before(from), after(to);
+    for (const Form& form : {forms[1], forms[2], forms[3]}) {
+      const std::string where = describe(from) + " to " + describe(to);
+      Training expected, found;
+      if (before.takes_part) expected = train(form, *before.tensor, *before.data, *before.world, "", first);
+      session->barrier();
+      if (after.takes_part) {
+        found = train(form, *after.tensor, *after.data, *after.world, first, "");
+        Trained trained(form, *after.tensor);
+        Trainer trainer(trained.model.transformer, trained.trainable(), training_rows(), options(form),
+                        *after.data);
+        trainer.load_checkpoint(first);
+        tiny::save_checkpoint(trainer, second, *after.world);
+      }
+      session->barrier();
+      if (session->rank() == 0) {
+        const CheckpointFile one(first), two(second);
+        EXPECT_EQ(one.index().integers, two.index().integers) << where;
+        ASSERT_EQ(one.shapes(), two.shapes()) << where;
+        for (const auto& [name, shape] : one.shapes())
+          EXPECT_TRUE(one.read(name) == two.read(name)) << name << ", " << where;
+        ASSERT_EQ(expected.losses.size(), 6U);
+        expected.losses.erase(expected.losses.begin(), expected.losses.begin() + 2);
+        EXPECT_LE(test::relative_error(found.losses, expected.losses), 1e-4) << where;
+        remove_checkpoint(first);
+        remove_checkpoint(second);
+      }
+      session->barrier();
     }
   }
 }

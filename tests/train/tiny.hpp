@@ -10,6 +10,7 @@
 #include "model/training_pass.hpp"
 #include "tests/support.hpp"
 #include "train/packing.hpp"
+#include "train/training_checkpoint.hpp"
 
 namespace sl::tiny {
 
@@ -100,5 +101,10 @@ inline PackedBatch batch(const std::vector<TrainingRow>& all) {
 }
 
 inline constexpr int64_t plenty = int64_t{1} << 30;
+
+// Saves, and waits until it is durable; collective over all ranks of the training.
+inline void save_checkpoint(Trainer& trainer, const std::string& path, Communicator& world) {
+  TrainingCheckpoint(trainer, path, world).finish();
+}
 
 }  // namespace sl::tiny

@@ -105,7 +105,7 @@ TEST_F(TrainerTest, KeepsHostAndDeviceApart) {
                       lora ? Trainable{.adapter = &adapter} : Trainable{.parameters = &model.parameters},
                       rows_, chosen, *alone_);
       trainer.step();
-      trainer.save_checkpoint(folder_ / "state.h5", true);
+      tiny::save_checkpoint(trainer, folder_ / "state.h5", *alone_);
       trainer.load_checkpoint(folder_ / "state.h5");
       train(trainer);
       trained.push_back(download<float>(lora ? adapter.flat() : model.parameters.flat()));
@@ -122,13 +122,13 @@ TEST_F(TrainerTest, ScalesALongGradientDown) {
     chosen.max_grad_norm = limit;
     Trainer trainer(model_.transformer, {.adapter = &trained}, rows_, chosen, *alone_);
     trainer.step();
-    trainer.save_checkpoint(folder_ / "state.h5", true);
-    const CheckpointContent state = read_checkpoint(folder_ / "state.h5");
+    tiny::save_checkpoint(trainer, folder_ / "state.h5", *alone_);
+    const CheckpointFile state(folder_ / "state.h5");
     std::vector<float> moments;
-    for (const CheckpointTensor& tensor : state.tensors) {
-      if (tensor.name.starts_with("first_moment/")) {
-        moments.insert(moments.end(), tensor.values.begin(), tensor.values.end());
-      }
+    for (const auto& [name, shape] : state.shapes()) {
+      if (!name.starts_with("first_moment/")) continue;
+      const std::vector<float> values = state.read(name);
+      moments.insert(moments.end(), values.begin(), values.end());
     }
     return std::pair(trainer.last().grad_norm, moments);
   };
@@ -240,7 +240,7 @@ TEST_F(TrainerTest, ContinuesBitForBit) {
         return std::pair(trainer.last().loss, numbers(trained(model, adapter)));
       }
       for (int i = 0; i < 4; ++i) trainer.step();
-      trainer.save_checkpoint(folder_ / "half.h5", true);
+      tiny::save_checkpoint(trainer, folder_ / "half.h5", *alone_);
       tiny::Model again(tiny::config(true, true), *alone_, finetune == Finetune::lora);
       Adapter other = again.adapter(2);
       Trainer continued(again.transformer, trained(again, other), rows_, chosen, *alone_);
@@ -256,7 +256,8 @@ TEST_F(TrainerTest, ContinuesBitForBit) {
 TEST_F(TrainerTest, RefusesTheCheckpointOfSomethingElse) {
   Adapter adapter = model_.adapter(1);
   const std::string path = folder_ / "state.h5";
-  Trainer(model_.transformer, {.adapter = &adapter}, rows_, options(), *alone_).save_checkpoint(path, true);
+  Trainer saved(model_.transformer, {.adapter = &adapter}, rows_, options(), *alone_);
+  tiny::save_checkpoint(saved, path, *alone_);
   const auto load_with = [&](const TrainingOptions& chosen, const std::vector<TrainingRow>& rows,
                              Adapter& into, const std::string& file) {
     Trainer(model_.transformer, {.adapter = &into}, rows, chosen, *alone_).load_checkpoint(file);
@@ -281,8 +282,7 @@ TEST_F(TrainerTest, RefusesTheCheckpointOfSomethingElse) {
   std::ofstream(folder_ / "text.h5") << "no checkpoint";
   EXPECT_THAT([&] { load_with(options(), rows_, adapter, folder_ / "text.h5"); },
               ThrowsMessage<InputError>(HasSubstr("text.h5")));
-  write_checkpoint(folder_ / "other.h5",
-                   {.tensors = {}, .integers = {{"step", 1}}, .texts = {{"kind", "x"}}});
+  write_checkpoint_index(folder_ / "other.h5", {.kind = "x", .integers = {{"step", 1}}, .pieces = {}});
   EXPECT_THAT([&] { load_with(options(), rows_, adapter, folder_ / "other.h5"); },
               ThrowsMessage<InputError>(HasSubstr("other.h5")));
 }
