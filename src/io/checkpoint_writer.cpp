@@ -77,6 +77,7 @@ void CheckpointWriter::drain(const std::string& path) {
 
 bool CheckpointWriter::drained(double seconds) {
   if (drain_.wait_for(std::chrono::duration<double>(seconds)) != std::future_status::ready) return false;
+  thread_.join();
   const Drained result = drain_.get();
   for (size_t i = 0; i < pieces_.size(); ++i) pieces_[i].crc32 = result.checksums[i];
   seconds_ = result.seconds;
