@@ -52,6 +52,7 @@ CheckpointWriter::Drained CheckpointWriter::write(const std::string& path, const
                                  static_cast<size_t>(pieces_[i].strip.count) * sizeof(float));
     result.checksums.push_back(checksum(bytes));
     file.write(bytes.data(), bytes.size());
+    file.begin_sync();  // while the next piece's checksum is taken
   }
   if (!end.stop_requested()) file.commit();
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();

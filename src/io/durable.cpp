@@ -113,6 +113,9 @@ DurableFile::~DurableFile() {
 
 void DurableFile::write(const void* data, size_t bytes) { write_all(file_, data, bytes, temporary_); }
 
+// A hint: where the system refuses it, commit() does it all.
+void DurableFile::begin_sync() { (void)::sync_file_range(file_, 0, 0, SYNC_FILE_RANGE_WRITE); }
+
 void DurableFile::commit() {
   try {
     sync_and_close(std::exchange(file_, -1), temporary_);

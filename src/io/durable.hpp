@@ -29,6 +29,8 @@ class DurableFile {
   DurableFile& operator=(const DurableFile&) = delete;
 
   void write(const void* data, size_t bytes);
+  // The device may begin with what was written so far: a file as large as memory is not left to commit().
+  void begin_sync();
   void commit();
 
  private:

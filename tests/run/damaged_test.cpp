@@ -4,6 +4,7 @@
 
 #include <random>
 
+#include "io/checkpoint.hpp"
 #include "launch.hpp"
 
 namespace sl::test {
@@ -112,8 +113,13 @@ TEST_F(Damaged, TablesAdaptersAndRunJsonAreRefusedUntilRemoved) {
 TEST_F(Damaged, JournalsAndCheckpointsAreMadeAgain) {
   const RunFolder folder(out_);
   int damaged = 0;
-  for (const std::string& file : {folder.journal(1, "initial", 0), folder.checkpoint(1, "generator")}) {
-    const std::string name = fs::relative(file, out_);
+  struct Target {
+    std::string file;
+    bool part;  // not the file, a checkpoint's index, but the first part that it names
+  };
+  const std::string checkpoint = folder.checkpoint(1, "generator");
+  for (const auto& [file, part] : {Target{folder.journal(1, "initial", 0), false}, Target{checkpoint, false},
+                                   Target{checkpoint, true}}) {
     for (const bool flipped : {true, false}) {
       fs::remove_all(out_);
       Job job(2, tiny_run(out_));
@@ -123,12 +129,15 @@ TEST_F(Damaged, JournalsAndCheckpointsAreMadeAgain) {
       job.kill_all();
       (void)job.wait();
       if (!fs::exists(file) || fs::file_size(file) == 0) continue;  // its stage was over: nothing to damage
+      std::string name = fs::relative(file, out_);
+      if (part) name = fs::path(name).parent_path() / CheckpointFile(file).index().pieces[0].part;
       flipped ? spoil(name) : cut(name);
       const Ended verified = inspect(out_);
       const bool torn_line = !flipped && name.ends_with(".log");  // as a kill leaves it: no damage
       if (!torn_line) {
         EXPECT_EQ(verified.status, 1) << name;
         EXPECT_NE(verified.out.find(name), std::string::npos) << verified.out;
+        EXPECT_TRUE(!part || verified.out.find("tensor 'parameter/") != std::string::npos) << verified.out;
       }
       const Ended again = run_job(2, tiny_run(out_));
       ASSERT_EQ(again.status, 0) << name << ": " << again.err;
@@ -138,7 +147,7 @@ TEST_F(Damaged, JournalsAndCheckpointsAreMadeAgain) {
     }
   }
   RecordProperty("damaged", damaged);
-  EXPECT_GE(damaged, 2);
+  EXPECT_GE(damaged, 3);
 }
 
 }  // namespace
