@@ -28,7 +28,7 @@ namespace fs = std::filesystem;
 
 constexpr const char* checkpoint_format = "2";
 constexpr const char* integer_prefix = "integer_";
-constexpr int64_t most_numbers = int64_t{1} << 48;  // of a tensor that is believed
+constexpr int64_t most_of_tensor = int64_t{1} << 48;  // of a tensor that is believed
 constexpr int64_t most_of_piece = int64_t{1} << 26;
 
 struct Matrix {
@@ -48,7 +48,7 @@ std::vector<int64_t> shape_of(std::string_view text) {
   for (const char *next = text.data(), *const end = next + text.size();; ++next) {
     int64_t dim = 0;
     const auto [after, error] = std::from_chars(next, end, dim);
-    if (error != std::errc() || dim <= 0 || dim > most_numbers / size) return {};
+    if (error != std::errc() || dim <= 0 || dim > most_of_tensor / size) return {};
     shape.push_back(dim);
     size *= dim;
     if (after == end) return shape;
@@ -212,7 +212,7 @@ CheckpointFile::CheckpointFile(std::string path) : path_(std::move(path)) {
                           .part = parts[i],
                           .crc32 = static_cast<uint32_t>(crc32[i])};
     const bool sound = !piece.shape.empty() && lies_within(piece.strip, matrix_of(piece.shape)) &&
-                       piece.strip.count <= most_of_piece && piece.at >= 0 && piece.at < most_numbers &&
+                       piece.strip.count <= most_of_piece && piece.at >= 0 && piece.at < most_of_tensor &&
                        fs::path(piece.part).filename() == piece.part;
     if (!sound || shapes_.try_emplace(piece.tensor, piece.shape).first->second != piece.shape)
       throw damaged(fmt::format("piece {} of tensor '{}' is none", i, piece.tensor));

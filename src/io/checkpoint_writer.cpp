@@ -15,7 +15,7 @@
 namespace sl {
 namespace {
 
-constexpr int64_t most_numbers = int64_t{1} << 20;  // of a piece: 4 MiB, read and checked whole
+constexpr int64_t numbers_of_piece = int64_t{1} << 20;  // of a piece: 4 MiB, read and checked whole
 
 }  // namespace
 
@@ -26,10 +26,10 @@ CheckpointWriter::CheckpointWriter(Device device, int64_t numbers, std::vector<C
   int64_t at = 0;
   for (const CheckpointPiece& whole : pieces) {
     require(whole.at >= 0 && whole.at + whole.strip.count <= numbers, "a piece outside of the copy");
-    for (int64_t begin = 0; begin < whole.strip.count; begin += most_numbers) {
+    for (int64_t begin = 0; begin < whole.strip.count; begin += numbers_of_piece) {
       CheckpointPiece piece = whole;
       piece.strip.begin += begin;
-      piece.strip.count = std::min(most_numbers, whole.strip.count - begin);
+      piece.strip.count = std::min(numbers_of_piece, whole.strip.count - begin);
       piece.at = at;
       at += piece.strip.count;
       sources_.push_back(whole.at + begin);
