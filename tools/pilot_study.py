@@ -142,10 +142,12 @@ def draw(parts, model, output):
     asked.plot(lengths, lengths, "--", color="#888888", linewidth=1, label="as asked")
     asked.plot(lengths, [median(words_of(parts["length"][n])) for n in lengths], "o-", color=line, label="median")
     asked.set(title="Requested and produced words", xlabel="words asked for", ylabel="words written", xscale="log")
-    asked.set_yscale("symlog", linthresh=10)
-    asked.set_ylim(bottom=0)
-    asked.xaxis.set_major_locator(matplotlib.ticker.FixedLocator(lengths))
-    asked.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    shortest, longest = (f([*lengths, *(w for n in lengths for w in words_of(parts["length"][n]))]) for f in (min, max))
+    asked.set_yscale("symlog", linthresh=10)  # a text may have no words
+    asked.set_ylim(shortest / 1.5, longest * 1.5)
+    for axis in (asked.xaxis, asked.yaxis):
+        axis.set_major_locator(matplotlib.ticker.FixedLocator(lengths))
+        axis.set_minor_locator(matplotlib.ticker.NullLocator())
     asked.legend(frameon=False, fontsize=8)
 
     names = list(parts["strategy"])
