@@ -4,6 +4,10 @@
 // A block takes 512 rows and a range of columns, 64 at a time. Warp w sums grad_low of its 64 rows in
 // registers over all of these columns; grad_b of 16 of the 64 columns it sums over half of the rows. Sums of
 // the blocks go to scratch, and a second kernel adds them up, in a fixed order.
+//
+// Measured on one H100 80GB HBM3, by a trace of LoRA training of qwen2-7b at 4,096 tokens: 406 MB a layer in
+// 244 us, 1.7 TB/s (a copy: 3.0). Next: other warps for the two kinds of products, so that none waits for
+// both.
 #include <algorithm>
 
 #include "kernels/cuda/common.cuh"

@@ -7,11 +7,13 @@
 //   queries                         672         717          749         664        288
 //   all                             318         493          511         454        212
 //   cuDNN / FlashAttention-2  365 / 218                538 / 300
-// With one short sequence there are fewer tiles of keys (32 x 4 of 4,096 rows) than multiprocessors.
-// The tensor cores are busy 82 % (keys) and 87 % (queries) of the time at the clock that power allows; the 7
-// products instead of 5 are what is left to cuDNN.
-// Tried, keys at 16,384 rows: addresses of tiles not in uniform registers and statistics read through generic
-// addresses 508; both mended 685; statistics read before waiting for the products 706. Warpgroups in turn: -7
+// That is without parts. With one short sequence there are fewer tiles of keys (32 x 4 of 4,096 rows) than
+// multiprocessors, from all of its queries long to hardly any; with the group's heads shared out to parts,
+// all at 1,024, 2,048 and 4,096 rows: 100 -> 205, 194 -> 325, 345 -> 453. The tensor cores are busy 82 %
+// (keys) and 87 % (queries) of the time at the clock that power allows; the 7 products instead of 5 are what
+// is left to cuDNN. Tried, keys at 16,384 rows: addresses of tiles not in uniform registers and statistics
+// read through generic addresses 508; both mended 685; statistics read before waiting for the products 706.
+// Warpgroups in turn: -7
 // %. Two stages: -13 %; four: as three. Heads outside and query blocks inside: twice the reads from device
 // memory. Taking the next tile at the beginning of one instead of at its end: +20 % of time at 8,192 rows,
 // since the blocks with the longest tiles then have a second one each. Queries: 96 keys a step -1 %, 64 -5 %,
