@@ -63,28 +63,8 @@ bool lies_within(const Strip& strip, const Matrix& whole) {
          strip.count <= strip.width * whole.rows - strip.begin;
 }
 
-// Of every file of this checkpoint but the index, its name.
-std::set<std::string> part_names(const std::string& path) {
-  const fs::path index(path);
-  const std::string begin = index.filename().string() + ".";
-  const fs::path folder = index.has_parent_path() ? index.parent_path() : ".";
-  std::set<std::string> names;
-  std::error_code absent;
-  for (const auto& entry : fs::directory_iterator(folder, absent)) {
-    const std::string name = entry.path().filename();
-    if (name.starts_with(begin) && name.find(".part", begin.size()) != std::string::npos) names.insert(name);
-  }
-  return names;
-}
-
 std::string beside(const std::string& path, const std::string& name) {
   return (fs::path(path).parent_path() / name).string();
-}
-
-void remove_parts(const std::string& path, const std::set<std::string>& kept) {
-  for (const std::string& name : part_names(path)) {
-    if (!kept.contains(name)) ::unlink(beside(path, name).c_str());
-  }
 }
 
 int64_t last_row(const Strip& strip) { return (strip.begin + strip.count - 1) / strip.width; }
@@ -136,7 +116,21 @@ std::string checkpoint_part(const std::string& path, int64_t tag, int rank) {
   return fmt::format("{}.{}.{:05}.part", fs::path(path).filename().string(), tag, rank);
 }
 
-void write_checkpoint_index(const std::string& path, const CheckpointIndex& index) {
+std::set<std::string> checkpoint_parts(const std::string& path) {
+  const fs::path index(path);
+  const std::string begin = index.filename().string() + ".";
+  const fs::path folder = index.has_parent_path() ? index.parent_path() : ".";
+  std::set<std::string> names;
+  std::error_code absent;
+  for (const auto& entry : fs::directory_iterator(folder, absent)) {
+    const std::string name = entry.path().filename();
+    if (name.starts_with(begin) && name.find(".part", begin.size()) != std::string::npos) names.insert(name);
+  }
+  return names;
+}
+
+void write_checkpoint_index(const std::string& path, const CheckpointIndex& index,
+                            const std::set<std::string>& before) {
   std::vector<std::string> tensors, shapes, parts;
   std::vector<int64_t> column, width, begin, count, at, crc32;
   for (const CheckpointPiece& piece : index.pieces) {
@@ -166,13 +160,15 @@ void write_checkpoint_index(const std::string& path, const CheckpointIndex& inde
   for (const auto& [name, value] : index.integers)
     table.attributes[integer_prefix + name] = std::to_string(value);
   write_table(path, table, MPI_COMM_SELF);
-  remove_parts(path, kept);
+  for (const std::string& part : before) {
+    if (!kept.contains(part)) ::unlink(beside(path, part).c_str());
+  }
 }
 
 void remove_checkpoint(const std::string& path) {
   ::unlink(path.c_str());
   sync_folder_of(path);  // an index without its parts would be a damaged checkpoint
-  remove_parts(path, {});
+  for (const std::string& part : checkpoint_parts(path)) ::unlink(beside(path, part).c_str());
 }
 
 CheckpointFile::CheckpointFile(std::string path) : path_(std::move(path)) {

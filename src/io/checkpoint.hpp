@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -35,8 +36,12 @@ struct CheckpointIndex {
 
 // File name of a rank's part of the checkpoint at `path`; `tag` tells it from those of the one before.
 std::string checkpoint_part(const std::string& path, int64_t tag, int rank);
-// Whole and durable, or not there; then parts of `path` that it does not name go. By one process.
-void write_checkpoint_index(const std::string& path, const CheckpointIndex& index);
+// File names of the parts of `path` that are there, whole or not, in use or left over.
+std::set<std::string> checkpoint_parts(const std::string& path);
+// Whole and durable, or not there; then those of `before` that it does not name go. These are to be listed
+// while no rank can have begun with its part of the next checkpoint. By one process.
+void write_checkpoint_index(const std::string& path, const CheckpointIndex& index,
+                            const std::set<std::string>& before = {});
 // The index, its parts, and those that were never finished. By one process.
 void remove_checkpoint(const std::string& path);
 

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <span>
 #include <utility>
 
@@ -201,10 +202,13 @@ bool TrainingCheckpoint::commit(double seconds) {
   int64_t left = writer_.draining() && !writer_.drained(seconds) ? 1 : 0;
   world_.all_reduce_max(std::span(&left, 1));
   if (left != 0) return false;
+  // Listed before the other ranks go on: they may begin with the next parts while this index is written.
+  std::set<std::string> before;
+  if (world_.rank() == 0) before = checkpoint_parts(path_);
   const std::vector<std::string> pieces = world_.all_gather(to_text(writer_.pieces()));
   if (world_.rank() == 0) {
     for (const std::string& of_rank : pieces) add_from_text(of_rank, index_.pieces);
-    write_checkpoint_index(path_, index_);
+    write_checkpoint_index(path_, index_, before);
     spdlog::debug(
         "checkpoint of step {}: training waited {:.3f} s; {:.3f} GB of {} ranks, rank 0 wrote {:.3f} s",
         draining_step_, stall_, 1e-9 * static_cast<double>(writer_.bytes()), world_.size(),

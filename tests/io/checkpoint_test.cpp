@@ -110,11 +110,14 @@ TEST_F(Checkpoint, TheNewOneTakesThePlaceOfTheOld) {
   expect_holds(some_tensors());  // until the index is there
   test::write_bytes(part(7, 2) + ".partial", "left by a process that was killed");
   test::write_bytes(folder_ / "other.h5.2.00000.part", "not of this checkpoint");
-  write_checkpoint_index(path_, index);
+  const std::set<std::string> before = checkpoint_parts(path_);
+  test::write_bytes(part(1, 3) + ".partial", "of a rank that is already at the next one");
+  write_checkpoint_index(path_, index, before);
   expect_holds(next);
   EXPECT_EQ(folder_.names(),
             (std::set<std::string>{"generator.h5", "generator.h5.2.00000.part", "generator.h5.2.00001.part",
-                                   "generator.h5.2.00002.part", "other.h5.2.00000.part"}));
+                                   "generator.h5.2.00002.part", "generator.h5.3.00001.part.partial",
+                                   "other.h5.2.00000.part"}));
   remove_checkpoint(path_);
   EXPECT_EQ(folder_.names(), std::set<std::string>{"other.h5.2.00000.part"});
   EXPECT_FALSE(holds_checkpoint(path_));

@@ -286,6 +286,30 @@ TEST(ProcessGrid, CheckpointsGoFromAnyGridToAnyOther) {
   }
 }
 
+// A rank may be at its next part while rank 0 still writes the index of those before: it keeps it.
+TEST(ProcessGrid, CheckpointsThatFollowEachOtherAreWhole) {
+  for (const Grid& grid : grids()) {
+    const Groups groups = make_groups(test_session(), grid);
+    const std::string path = shared_path(*groups.world, "often.h5");
+    Trained trained(forms[2], *groups.tensor);
+    TrainingOptions chosen = options(forms[2]);
+    chosen.epochs = 10;
+    Trainer trainer(trained.model.transformer, trained.trainable(), training_rows(), chosen, *groups.data);
+    TrainingCheckpoint checkpoint(trainer, path, *groups.world);
+    while (trainer.step()) {
+      checkpoint.save();
+      if (!trainer.step()) break;
+      checkpoint.finish();
+      if (groups.world->rank() == 0) {
+        EXPECT_TRUE(holds_checkpoint(path));
+        EXPECT_EQ(CheckpointFile(path).index().integers.at("step"), trainer.state().step);
+      }
+      groups.world->barrier();
+    }
+    checkpoint.remove();
+  }
+}
+
 // Weights trained in a form of their own, as where the model is stored as bf16: nothing changes, and the form
 // has them in the end. Several replicas hold a share of the optimizer's state each.
 TEST(ProcessGrid, TrainsWeightsInAFormOfTheirOwn) {
