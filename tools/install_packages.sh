@@ -8,7 +8,7 @@ packages=(
   libpcre2-dev libutf8proc-dev zlib1g-dev libopenblas-openmp-dev libgtest-dev libgmock-dev
 )
 if [ "${1:-}" = "--with-checks" ]; then
-  packages+=(clang-format clang-tidy clang libclang-rt-14-dev libhdf5-dev slurmctld slurmd slurm-client munge iproute2 procps)
+  packages+=(clang-format clang-tidy clang libclang-rt-14-dev libomp-14-dev libhdf5-dev slurmctld slurmd slurm-client munge iproute2 procps)
 fi
 missing=()
 for package in "${packages[@]}"; do

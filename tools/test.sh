@@ -30,6 +30,13 @@ cmake --preset asan
 cmake --build --preset asan --target selflengthen text_tests io_tests rollout_tests kernels_tests
 ASAN_OPTIONS=detect_leaks=0 ctest --test-dir build/asan -R '^(text|io|rollout|kernels)\.' --output-on-failure -j 2
 
+echo "== thread sanitizer: threads beside the working one, parallel loops, the engine"
+cmake --preset tsan
+cmake --build --preset tsan --target selflengthen dist_tests io_tests kernels_tests rollout_tests train_tests train_mpi run_tests
+OMP_NUM_THREADS=2 TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp" ctest --test-dir build/tsan --output-on-failure -j 2 \
+  -R '^(dist|rollout)\.|^io\.(Checkpoint|Journal)|^kernels\..*/cpu|^train\.Trainer|^train_mpi\.ranks2|^run\.Stalled\.AThread' \
+  -E 'Large|Long'
+
 echo "== readers of files, fed with damaged ones"
 bash tools/fuzz.sh 60
 

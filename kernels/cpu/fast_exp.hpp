@@ -70,11 +70,18 @@ inline double sum_of_exp(const float* values, int64_t n, float shift) {
   return total;
 }
 
-// The largest of n numbers; -infinity when there is none.
+// The largest of n numbers; -infinity when there is none. Not as an OpenMP reduction: clang's begins with the
+// smallest finite number.
 inline float largest_of(const float* values, int64_t n) {
   float largest = -std::numeric_limits<float>::infinity();
-#pragma omp simd reduction(max : largest)
-  for (int64_t i = 0; i < n; ++i) largest = std::max(largest, values[i]);
+  Lanes of_lane = all_lanes(largest);
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    const Lanes next = load(values + i);
+    of_lane = next > of_lane ? next : of_lane;
+  }
+  for (int lane = 0; lane < lanes; ++lane) largest = std::max(largest, of_lane[lane]);
+  for (; i < n; ++i) largest = std::max(largest, values[i]);
   return largest;
 }
 

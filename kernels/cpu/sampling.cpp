@@ -56,15 +56,13 @@ bool scale_and_bound(float* logits, int64_t vocabulary, float temperature, std::
   for (size_t block = 0; block < block_maxima.size(); ++block) {
     const int64_t begin = static_cast<int64_t>(block) * block_tokens;
     const int64_t end = std::min(begin + block_tokens, vocabulary);
-    float maximum = -infinity;
-#pragma omp simd reduction(max : maximum) reduction(| : bad)
+#pragma omp simd reduction(| : bad)
     for (int64_t i = begin; i < end; ++i) {
       logits[i] /= temperature;
-      maximum = std::max(maximum, logits[i]);
       bad |= logits[i] < infinity ? 0 : 1;
     }
-    block_maxima[block] = maximum;
-    largest = std::max(largest, maximum);
+    block_maxima[block] = largest_of(logits + begin, end - begin);
+    largest = std::max(largest, block_maxima[block]);
   }
   return bad == 0 && largest > -infinity;
 }

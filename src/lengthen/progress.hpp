@@ -38,7 +38,6 @@ class Progress {
   std::string stage_;
   Clock::time_point stage_begin_, last_;
   int64_t done_at_begin_ = 0, tokens_at_last_ = 0;
-  double tokens_per_second_ = 0.0;
   int64_t words_ = 0, responses_ = 0;
   bool line_open_ = false;
 };

@@ -92,7 +92,8 @@ TEST_P(GemmTest, MatchesTheHostAtTheSizesOfModels) {
   };
   for (const auto& [s, transpose_a, transpose_b] : products) {
     const auto a = floats(s.m * s.k, 1), b = floats(s.k * s.n, 2);
-    const auto multiply = [&](Context here, const Place& where, DType result) {
+    const auto multiply = [&, s = s, transpose_a = transpose_a, transpose_b = transpose_b](
+                              Context here, const Place& where, DType result) {
       const Stored at(where, {transpose_a ? s.k : s.m, transpose_a ? s.m : s.k}, a);
       const Stored bt(where, {transpose_b ? s.n : s.k, transpose_b ? s.k : s.n}, b);
       const Stored out({where.device, result}, {s.m, s.n});

@@ -106,7 +106,8 @@ TEST_P(LossTest, MatchesTheHostOnLargeVocabularies) {
     struct Result {
       std::vector<float> row_max, row_sum, target_logit, gradient;
     };
-    const auto compute = [&](const Place& where, DType gradient_type) {
+    const auto compute = [&, rows = rows, vocabulary = vocabulary, gap = gap](const Place& where,
+                                                                              DType gradient_type) {
       const Context here = context_of(where);
       const Guarded<float> logits_t(where.device, {rows, vocabulary}, logits, gap);
       const Stored gradient({where.device, gradient_type}, {rows, vocabulary}, gap);

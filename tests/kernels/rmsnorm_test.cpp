@@ -50,7 +50,7 @@ TEST(RmsNormReference, ItsGradientAgreesWithFiniteDifferences) {
   for (const auto& [rows, width] : {std::pair<int64_t, int64_t>{1, 2}, {4, 9}}) {
     const auto values = in_double(random_floats((rows + 1) * width, 1));
     const auto grad = in_double(random_floats(rows * width, 3));
-    const auto loss = [&](const std::vector<double>& at) {
+    const auto loss = [&, rows = rows, width = width](const std::vector<double>& at) {
       const auto out = rmsnorm(at, rows, width);
       double sum = 0.0;
       for (size_t i = 0; i < out.size(); ++i) sum += out[i] * grad[i];
