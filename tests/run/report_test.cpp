@@ -32,6 +32,12 @@ std::string cells(const std::vector<std::string>& values) {
 
 bool holds(const std::string& page, const std::string& part) { return page.find(part) != std::string::npos; }
 
+// "12345" -> "12,345", as the page has it.
+std::string with_commas(std::string number) {
+  for (auto at = std::ssize(number) - 3; at > 0; at -= 3) number.insert(static_cast<size_t>(at), ",");
+  return number;
+}
+
 json last_row(const std::vector<json>& metrics, int iteration, const std::string& stage) {
   json found;
   for (const json& row : metrics) {
@@ -94,8 +100,7 @@ TEST(Report, ShowsTheNumbersOfTheDatasetsAndMetrics) {
     for (const std::string stage : {"instructions", "initial", "extended"}) {
       const json row = last_row(metrics, iteration, stage);
       const auto number = [&](const char* key) {
-        const auto value = row.at(key).get<int64_t>();
-        return value < 1000 ? std::to_string(value) : fmt::format("{},{:03}", value / 1000, value % 1000);
+        return with_commas(std::to_string(row.at(key).get<int64_t>()));
       };
       const std::string attempts =
           cells({std::to_string(iteration), stage, number("samples"), number("accepted"), number("given_up"),
@@ -111,6 +116,15 @@ TEST(Report, ShowsTheNumbersOfTheDatasetsAndMetrics) {
       EXPECT_EQ(replicas.at("tokens")[0], row.at("tokens"));
       EXPECT_GT(replicas.at("steps")[0], 0);
       EXPECT_EQ(replicas.at("busy_seconds")[0], replicas.at("seconds"));
+      const auto of_replica = [&](const char* key) { return replicas.at(key)[0].get<double>(); };
+      const std::string rate = fmt::format("{:.0f}", of_replica("tokens") / of_replica("busy_seconds"));
+      const std::string shared =
+          fmt::format("<tr><td>{}</td><td>{}</td><td>1</td><td>0.0 %</td><td>0.0 %</td>", iteration, stage) +
+          fmt::format("<td>{}</td>", with_commas(rate) + " to " + with_commas(rate)) +
+          fmt::format("<td>{:.2f}</td><td>{:.1f}</td>",
+                      1e3 * of_replica("busy_seconds") / of_replica("steps"),
+                      of_replica("tokens") / of_replica("steps"));
+      EXPECT_TRUE(holds(page, shared)) << shared;
     }
   }
   std::map<std::string, std::vector<double>> losses;  // steps of these tiny runs are single digits, in order

@@ -63,6 +63,20 @@ class Stage:
         return (number(self.report, "tokens") - number(self.report, "tokens_before")) / seconds if seconds else None
 
     @property
+    def replicas(self):
+        """(seconds it was busy, tokens, steps) of each replica of the start that finished the stage, and the seconds
+        until the last of them was done; or nothing where no report says."""
+        said = self.report.get("replicas")
+        if not isinstance(said, dict) or not number(said, "seconds"):
+            return None
+        lists = [said.get(key) for key in ("busy_seconds", "tokens", "steps")]
+        if not all(isinstance(one, list) and one and len(one) == len(lists[0]) for one in lists):
+            return None
+        if not all(isinstance(value, (int, float)) for one in lists for value in one):
+            return None
+        return list(zip(*lists)), number(said, "seconds")
+
+    @property
     def rejected(self):
         rules = self.report.get("rejected")
         return (

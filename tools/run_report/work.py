@@ -254,6 +254,7 @@ def times(figures):
             "Tokens generated for the samples that were not abandoned, by the seconds of the stage. It falls where a"
             " stage waits for its last samples.",
         )
+    content += replicas(figures)
     series, marks = over_steps(figures, "tokens_per_second")
     if series:
         content += heading("Throughput of training") + figure(
@@ -268,6 +269,56 @@ def times(figures):
             "Tokens put through the model in a step, by its seconds; sequences of different lengths make it jump.",
         )
     return content
+
+
+def replicas(figures):
+    """How evenly the replicas of the model shared a stage, and how long they had nothing left to do."""
+    rows = []
+    for stage in figures.stages:
+        if not stage.replicas:
+            continue
+        each, seconds = stage.replicas
+        busy = [(time, tokens, steps) for time, tokens, steps in each if time > 0]
+        if not busy:
+            continue
+        idle = [100 * (1 - time / seconds) for time, _, _ in each]
+        rates = [tokens / time for time, tokens, _ in busy]
+        steps = sum(steps for _, _, steps in busy)
+        rows.append(
+            [
+                stage.iteration,
+                stage.name,
+                f"{len(each):,}",
+                f"{sum(idle) / len(idle):.1f} %",
+                f"{max(idle):.1f} %",
+                f"{min(rates):,.0f} to {max(rates):,.0f}",
+                f"{sum(time for time, _, _ in busy) / steps * 1e3:,.2f}" if steps else "-",
+                f"{sum(tokens for _, tokens, _ in busy) / steps:,.1f}" if steps else "-",
+            ]
+        )
+    if not rows:
+        return ""
+    return (
+        heading("Replicas in sampling")
+        + table(
+            [
+                "iteration",
+                "stage",
+                "replicas",
+                "idle, mean",
+                "idle, most",
+                "tokens/s of a replica",
+                "step, ms",
+                "tokens a step",
+            ],
+            rows,
+        )
+        + paragraph(
+            "Each holds the whole model and takes samples until none are left; then it is idle until the last is done."
+            " Tokens/s while it was busy, those of abandoned samples and of rejected texts included.",
+            "quiet",
+        )
+    )
 
 
 def progress(figures):
