@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # slurm/selflengthen.sh on a real Slurm of two nodes, with the tiny model: to the end; told to stop, requeued and
-# continued; cancelled; a node lost in the middle; a rank killed; over its time limit. Whatever happened, the run's
+# continued; cancelled; a node lost in the middle; a rank killed, or stopped; over its time limit. Whatever happened, the run's
 # files must be those of a run that nothing disturbed, byte for byte. Then slurm/scaling.sh.
 #
 #   jobs.sh PROGRAM       from the project's folder, as root; takes some four minutes
@@ -134,6 +134,19 @@ has_state "$job" FAILED || fail "the job is $(field "$job" JobState)"
 job=$(submit killed)
 completes "$job"
 same killed expected
+
+echo "-- a rank that stops: the watch ends the job, the next one continues"
+more=(--stall-timeout 5)
+job=$(submit stalled)
+until_true 60 test -e stalled/iter_01/initial.h5 || fail "no stage was finished"
+pkill -STOP -n -f "$program run .*--out stalled"
+ends "$job" || fail "the job goes on without the rank"
+has_state "$job" FAILED || fail "the job is $(field "$job" JobState)"
+grep -q "the job has stalled: no sign of life for 5 s" stalled.log || fail "nothing says that the job has stalled"
+more=()
+job=$(submit stalled)
+completes "$job"
+same stalled expected
 
 echo "-- a time limit shorter than the run: requeued until it is done"
 # Slurm looks every half minute: the signal comes 15 to 45 s after the start. The run takes some 80 s.
