@@ -283,7 +283,7 @@ struct MarkSeen {
 // +infinity, or nothing finite, cannot be drawn from: on hosts an exception says so; on a GPU the row's token
 // is -1 instead of an exception (also for a temperature or penalty out of range), and no bit is set.
 // logits is scratch after.
-struct Sample {
+struct SampleTokens {
   Tensor logits;                             // R, V (whole vocabulary), f32
   Tensor seen;                               // slots, ceil(V / 32), u32
   Tensor slots;                              // R: row of `seen`; negative: no penalty, nothing is set
@@ -297,9 +297,9 @@ struct Sample {
 
 // The N best tokens of each row, best first, the smaller id first among equals, and their scores. As in the
 // beam search of Transformers the score is the log-probability (log-softmax of the logits), then multiplied
-// by the penalty where the token was seen, then -infinity where it is banned. Logits that Sample cannot draw
-// from are treated as there: an exception on hosts, on a GPU -1 for all tokens of the row. logits is scratch
-// after.
+// by the penalty where the token was seen, then -infinity where it is banned. Logits that SampleTokens cannot
+// draw from are treated as there: an exception on hosts, on a GPU -1 for all tokens of the row. logits is
+// scratch after.
 struct BestTokens {
   Tensor logits;   // R, V (whole vocabulary), f32
   Tensor seen;     // slots, ceil(V / 32), u32
@@ -333,7 +333,7 @@ struct SumOfSquares {  // *result += sum of x^2, in double; returns when the val
   DO(RopeStoreKv) DO(PlanPagedAttention) DO(PagedAttention) DO(PackedAttention) DO(PackedAttentionBackward) DO(SwiGlu) \
   DO(SwiGluBackward) DO(PackLowRank) DO(LowRankBackward) DO(GatherRows) DO(ScatterAddRows) DO(Copy) DO(Add) DO(Fill) \
   DO(FillUniform) DO(CrossEntropyStats) DO(CrossEntropyGradient) DO(FillInTokens) DO(ClearRows) DO(CopyRows) DO(MarkSeen) \
-  DO(Sample) DO(BestTokens) DO(AdamW) DO(SumOfSquares)
+  DO(SampleTokens) DO(BestTokens) DO(AdamW) DO(SumOfSquares)
 // clang-format on
 
 // One file of that purpose in kernels/cpu and kernels/cuda defines the specialisation for its device.

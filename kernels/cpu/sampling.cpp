@@ -176,7 +176,7 @@ double keep_filtered(const float* logits, int64_t vocabulary, float largest, int
 }
 
 // The token of row `row`, or -1 when its logits are not usable.
-int32_t draw(const Sample& op, int64_t row, Workspace& work) {
+int32_t draw(const SampleTokens& op, int64_t row, Workspace& work) {
   const int64_t vocabulary = op.logits.columns();
   float* logits = rows_of(op.logits)[row];
   const int32_t slot = op.slots.data<int32_t>()[row];
@@ -220,14 +220,15 @@ void set_bit(const Tensor& seen, int64_t slot, int32_t token) {
   seen.data<uint32_t>()[slot * seen.row_stride() + token / 32] |= uint32_t{1} << (token % 32);
 }
 
-void check_values(const Sample& op, int64_t rows, int64_t vocabulary) {
+void check_values(const SampleTokens& op, int64_t rows, int64_t vocabulary) {
   const int32_t *banned = op.banned.data<int32_t>(), *slots = op.slots.data<int32_t>();
   for (int64_t i = 0; i < op.banned.dim(0); ++i)
-    require(banned[i] >= 0 && banned[i] < vocabulary, "Sample: a banned token outside the vocabulary");
+    require(banned[i] >= 0 && banned[i] < vocabulary, "SampleTokens: a banned token outside the vocabulary");
   const float *temperature = op.temperature.data<float>(), *penalty = op.penalty.data<float>();
   for (int64_t row = 0; row < rows; ++row) {
-    require(slots[row] < op.seen.rows(), "Sample: a slot outside the bitmap");
-    require(temperature[row] >= 0.0F && penalty[row] > 0.0F, "Sample: a temperature or penalty out of range");
+    require(slots[row] < op.seen.rows(), "SampleTokens: a slot outside the bitmap");
+    require(temperature[row] >= 0.0F && penalty[row] > 0.0F,
+            "SampleTokens: a temperature or penalty out of range");
   }
 }
 
@@ -249,8 +250,8 @@ void launch<Device::cpu>(const Context& context, const MarkSeen& op) {
 }
 
 template <>
-void launch<Device::cpu>(const Context& context, const Sample& op) {
-  const Dims dims = match_shapes("Sample", context.device,
+void launch<Device::cpu>(const Context& context, const SampleTokens& op) {
+  const Dims dims = match_shapes("SampleTokens", context.device,
                                  {{"logits", op.logits, "RV"},
                                   {"seen", op.seen, "SW", DType::u32},
                                   {"slots", op.slots, "R", DType::i32},
@@ -277,7 +278,8 @@ void launch<Device::cpu>(const Context& context, const Sample& op) {
   }
   // An exception may not leave a parallel loop.
   if (unusable >= 0)
-    throw BugError("Sample: the logits of row " + std::to_string(unusable) + " have NaN, or nothing finite");
+    throw BugError("SampleTokens: the logits of row " + std::to_string(unusable) +
+                   " have NaN, or nothing finite");
   for (int64_t row = 0; row < rows; ++row) {
     const int32_t slot = op.slots.data<int32_t>()[row];
     if (slot >= 0) set_bit(op.seen, slot, out[row]);

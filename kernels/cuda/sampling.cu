@@ -258,8 +258,8 @@ void launch<Device::cuda>(const Context& context, const MarkSeen& op) {
 }
 
 template <>
-void launch<Device::cuda>(const Context& context, const Sample& op) {
-  const Dims dims = match_shapes("Sample", context.device,
+void launch<Device::cuda>(const Context& context, const SampleTokens& op) {
+  const Dims dims = match_shapes("SampleTokens", context.device,
                                  {{"logits", op.logits, "RV"},
                                   {"seen", op.seen, "SW", DType::u32},
                                   {"slots", op.slots, "R", DType::i32},
@@ -276,7 +276,7 @@ void launch<Device::cuda>(const Context& context, const Sample& op) {
                                  {{'W', (op.logits.columns() + 31) / 32}});
   using namespace cuda::sampling;
   const int64_t rows = dims['R'], vocabulary = dims['V'];
-  require(vocabulary <= most_tokens, "Sample: a vocabulary of more than 2^19 tokens");
+  require(vocabulary <= most_tokens, "SampleTokens: a vocabulary of more than 2^19 tokens");
   const Arguments arguments{.logits = op.logits.data<float>(),
                             .stride = op.logits.row_stride(),
                             .vocabulary = static_cast<int>(vocabulary),

@@ -295,19 +295,19 @@ json sampling(const Ranks& ranks, const ModelConfig& config, const BenchChoice& 
   Random random({.seed = 2});
   for (uint32_t& word : marks) word = uint32_t{1} << (random() % 32);
   upload(seen, std::span<const uint32_t>(marks));
-  const Sample op{.logits = scratch,
-                  .seen = seen,
-                  .slots = place(numbers),
-                  .temperature = place(std::vector<float>(size, 0.7F)),
-                  .top_p = place(std::vector<float>(size, 0.8F)),
-                  .penalty = place(std::vector<float>(size, 1.1F)),
-                  .top_k = place(std::vector<int32_t>(size, 20)),
-                  .stream_low = place(streams),
-                  .stream_high = place(std::vector<uint32_t>(size, 0)),
-                  .position = place(std::vector<uint32_t>(size, 7)),
-                  .banned = arena.take(DType::i32, {0}),
-                  .ban = place(std::vector<int32_t>(size, 0)),
-                  .out = arena.take(DType::i32, {rows})};
+  const SampleTokens op{.logits = scratch,
+                        .seen = seen,
+                        .slots = place(numbers),
+                        .temperature = place(std::vector<float>(size, 0.7F)),
+                        .top_p = place(std::vector<float>(size, 0.8F)),
+                        .penalty = place(std::vector<float>(size, 1.1F)),
+                        .top_k = place(std::vector<int32_t>(size, 20)),
+                        .stream_low = place(streams),
+                        .stream_high = place(std::vector<uint32_t>(size, 0)),
+                        .position = place(std::vector<uint32_t>(size, 7)),
+                        .banned = arena.take(DType::i32, {0}),
+                        .ban = place(std::vector<int32_t>(size, 0)),
+                        .out = arena.take(DType::i32, {rows})};
   const double copy = median_seconds(context, choice.repeats, [&] { run(context, Copy{logits, scratch}); });
   const double both = median_seconds(context, choice.repeats, [&] {
     run(context, Copy{logits, scratch});

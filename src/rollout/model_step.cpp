@@ -345,19 +345,19 @@ void ModelStep::draw(const Tensor& logits, const PlacedSampling& sampling, const
       begin = end;
       continue;
     }
-    run(model_.context, Sample{.logits = part(logits),
-                               .seen = seen_,
-                               .slots = part(sampling.slots),
-                               .temperature = part(sampling.temperature),
-                               .top_p = part(sampling.top_p),
-                               .penalty = part(sampling.penalty),
-                               .top_k = part(sampling.top_k),
-                               .stream_low = part(sampling.stream_low),
-                               .stream_high = part(sampling.stream_high),
-                               .position = part(sampling.position),
-                               .banned = banned,
-                               .ban = part(sampling.ban),
-                               .out = part(drawn_)});
+    run(model_.context, SampleTokens{.logits = part(logits),
+                                     .seen = seen_,
+                                     .slots = part(sampling.slots),
+                                     .temperature = part(sampling.temperature),
+                                     .top_p = part(sampling.top_p),
+                                     .penalty = part(sampling.penalty),
+                                     .top_k = part(sampling.top_k),
+                                     .stream_low = part(sampling.stream_low),
+                                     .stream_high = part(sampling.stream_high),
+                                     .position = part(sampling.position),
+                                     .banned = banned,
+                                     .ban = part(sampling.ban),
+                                     .out = part(drawn_)});
     begin = end;
   }
 }

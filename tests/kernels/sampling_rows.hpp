@@ -1,4 +1,5 @@
-// Rows for Sample, the operation called with them, and the distribution that it draws from by definition.
+// Rows for SampleTokens, the operation called with them, and the distribution that it draws from by
+// definition.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +9,7 @@
 
 namespace sl::test {
 
-// One row of a call of Sample.
+// One row of a call of SampleTokens.
 struct Row {
   std::vector<float> logits;
   std::vector<int32_t> seen = {};
@@ -58,19 +59,19 @@ inline std::vector<int32_t> sample(const Context& context, const std::vector<Row
   const Guarded<uint32_t> low_t(device, {n}, low), high_t(device, {n}, high),
       position_t(device, {n}, position);
   const Guarded<int32_t> banned_t(device, {static_cast<int64_t>(banned.size())}, banned), out(device, {n});
-  run(context, Sample{.logits = logits_t,
-                      .seen = seen,
-                      .slots = slots_t,
-                      .temperature = temperature_t,
-                      .top_p = top_p_t,
-                      .penalty = penalty_t,
-                      .top_k = top_k_t,
-                      .stream_low = low_t,
-                      .stream_high = high_t,
-                      .position = position_t,
-                      .banned = banned_t,
-                      .ban = ban_t,
-                      .out = out});
+  run(context, SampleTokens{.logits = logits_t,
+                            .seen = seen,
+                            .slots = slots_t,
+                            .temperature = temperature_t,
+                            .top_p = top_p_t,
+                            .penalty = penalty_t,
+                            .top_k = top_k_t,
+                            .stream_low = low_t,
+                            .stream_high = high_t,
+                            .position = position_t,
+                            .banned = banned_t,
+                            .ban = ban_t,
+                            .out = out});
   EXPECT_TRUE(logits_t.surroundings_untouched() && out.surroundings_untouched() &&
               seen.surroundings_untouched());
   const std::vector<int32_t> drawn = out.read();

@@ -197,19 +197,19 @@ TEST_P(SamplingTest, NoRowsAreNoDraws) {
   const Guarded<float> logits(device(), {0, 70}), numbers(device(), {0});
   const Guarded<uint32_t> seen(device(), {2, 3}, std::vector<uint32_t>(6, 5)), addresses(device(), {0});
   const Guarded<int32_t> integers(device(), {0});
-  run(context(), Sample{.logits = logits,
-                        .seen = seen,
-                        .slots = integers,
-                        .temperature = numbers,
-                        .top_p = numbers,
-                        .penalty = numbers,
-                        .top_k = integers,
-                        .stream_low = addresses,
-                        .stream_high = addresses,
-                        .position = addresses,
-                        .banned = integers,
-                        .ban = integers,
-                        .out = integers});
+  run(context(), SampleTokens{.logits = logits,
+                              .seen = seen,
+                              .slots = integers,
+                              .temperature = numbers,
+                              .top_p = numbers,
+                              .penalty = numbers,
+                              .top_k = integers,
+                              .stream_low = addresses,
+                              .stream_high = addresses,
+                              .position = addresses,
+                              .banned = integers,
+                              .ban = integers,
+                              .out = integers});
   run(context(), MarkSeen{.tokens = integers, .slots = integers, .seen = seen});
   EXPECT_EQ(seen.read(), std::vector<uint32_t>(6, 5));
 }
