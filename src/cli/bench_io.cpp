@@ -26,6 +26,7 @@ struct IoChoice {
   std::string folder = ".";
   int64_t megabytes = 256;
   int64_t repeats = 3;
+  TableLayout tables;
 };
 
 // A text like a long response: letters that do not compress.
@@ -40,7 +41,7 @@ std::string text_of(int64_t bytes, uint64_t seed) {
 class IoBench {
  public:
   IoBench(const Ranks& ranks, const IoChoice& choice)
-      : ranks_(ranks), repeats_(choice.repeats), bytes_(choice.megabytes << 20) {
+      : ranks_(ranks), repeats_(choice.repeats), bytes_(choice.megabytes << 20), tables_(choice.tables) {
     int64_t process = getpid();
     ranks.groups.world->broadcast(std::as_writable_bytes(std::span(&process, 1)), 0);
     base_ = fmt::format("{}/selflengthen-bench-{}", choice.folder, process);
@@ -61,7 +62,7 @@ class IoBench {
 
     const Table slice = slice_of_responses();
     const double table_write =
-        all / seconds_of(true, [&] { write_table(table(), slice, ranks_.groups.raw_world); });
+        all / seconds_of(true, [&] { write_table(table(), slice, ranks_.groups.raw_world, tables_); });
     const double table_read =
         all / seconds_of(ranks_.first(), [&] {
           forget(table());
@@ -98,6 +99,8 @@ class IoBench {
         {"ranks", ranks_.session.size()},
         {"folder", std::filesystem::path(base_).parent_path()},
         {"megabytes", bytes_ >> 20},
+        {"table_chunk_kib", tables_.chunk_kib},
+        {"table_alignment_kib", tables_.alignment_kib},
         {"gb_per_s",
          {{"table_write", 1e-9 * table_write},
           {"table_read", 1e-9 * table_read},
@@ -209,6 +212,7 @@ class IoBench {
 
   const Ranks& ranks_;
   int64_t repeats_, bytes_;
+  TableLayout tables_;
   std::string base_, text_;
 };
 
@@ -224,6 +228,7 @@ int bench_io_command(const Arguments& arguments) {
       .value_name("DIR");
   line.add("megabytes", choice.megabytes, "MiB of each rank's share", at_least(16));
   line.add("repeats", choice.repeats, "measurements; the median is reported", at_least(1));
+  add_table_options(line, choice.tables);
   add_machine_options(line, choice.machine);
   line.example("mpirun -n 2 selflengthen bench io --folder /scratch");
   if (!line.parse(arguments)) return 0;

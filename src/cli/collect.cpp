@@ -21,6 +21,7 @@ struct CollectChoice {
   CollectOptions collect;
   std::string run;
   double stall_timeout = default_stall_timeout;
+  TableLayout tables;
   std::string prompts = input_folder() + "/prompts";
   std::string seeds = input_folder() + "/seeds";
 };
@@ -87,7 +88,8 @@ int collect_run(CollectChoice& choice, const FinishedRun& run, const nlohmann::j
                  .options = options,
                  .may_rise = "instructions",
                  .adapters = {read_lora_shape(run.generator())},
-                 .first_adapted = 1};
+                 .first_adapted = 1,
+                 .tables = choice.tables};
   setup.opened = [&](nlohmann::json& content, bool begins, const Grid&) {
     if (content["fingerprint"] != run_json.value("fingerprint", "")) {
       throw InputError(fmt::format("was made with another model ({})", run_json.value("model", "unknown")),
@@ -137,6 +139,7 @@ int collect_command(const Arguments& arguments) {
   add_input_options(line, choice.prompts, choice.seeds);
   line.add("seed", choice.method.seed, "seed of every random draw");
   add_stall_option(line, choice.stall_timeout);
+  add_table_options(line, choice.tables);
   add_control_options(line, choice.collect);
   line.group("Model");
   line.add("model", choice.model.model, "Hugging Face folder, or .gguf file").value_name("PATH");

@@ -6,6 +6,7 @@
 
 #include "cli/command_line.hpp"
 #include "core/tensor.hpp"
+#include "io/table_layout.hpp"
 #include "rollout/request.hpp"
 #include "train/trainer.hpp"
 
@@ -61,6 +62,8 @@ void apply(const TrainingChoice& choice, TrainingOptions& training);
 // Seconds without progress after which a rank counts as stalled and the job ends; 0: never.
 constexpr double default_stall_timeout = 1800.0;
 void add_stall_option(CommandLine& line, double& timeout);
+
+void add_table_options(CommandLine& line, TableLayout& layout);
 
 // --input and --output of JSON lines, both required; "-" as output is standard output.
 struct FileChoice {

@@ -17,6 +17,7 @@ struct RunChoice {
   MethodOptions method;
   std::string out;
   double stall_timeout = default_stall_timeout;
+  TableLayout tables;
   std::string prompts = input_folder() + "/prompts";
   std::string seeds = input_folder() + "/seeds";
 };
@@ -34,7 +35,8 @@ int run_method(RunChoice& choice, const nlohmann::json& options) {
                  .stall_timeout = choice.stall_timeout,
                  .folder = folder,
                  .options = options,
-                 .adapters = {lora, lora}};
+                 .adapters = {lora, lora},
+                 .tables = choice.tables};
   setup.opened = [&](nlohmann::json& run, bool begins, const Grid& grid) {
     // One sequence a replica and step, also when the run goes on with more replicas or fewer.
     if (begins) run["batch_sequences"] = batch > 0 ? batch : grid.dp;
@@ -63,6 +65,7 @@ int run_command(const Arguments& arguments) {
   line.add("out", choice.out, "the run folder").required().value_name("DIR");
   add_input_options(line, choice.prompts, choice.seeds);
   add_stall_option(line, choice.stall_timeout);
+  add_table_options(line, choice.tables);
   add_model_options(line, choice.model, /*with_adapter=*/false);
   add_method_options(line, choice.method);
   add_sampling_options(line, choice.method.sampling);

@@ -29,6 +29,8 @@ const std::set<std::string, std::less<>> free_to_change = {"out",
                                                            "log-level",
                                                            "iterations",
                                                            "stall-timeout",
+                                                           "table-chunk",
+                                                           "table-alignment",
                                                            "checkpoint-every",
                                                            "recompute",
                                                            "pass-tokens",
@@ -114,8 +116,8 @@ int run_session(const RunSetup& setup, const std::function<void(Session&)>& work
   log_memory();
   SharedCounters counters(ranks.session, 4);
   Progress progress(ranks.first(), ranks.groups.grid.dp);
-  Session session{setup.method, limits, *model,   setup.prompts,      ranks.groups,
-                  counters,     folder, progress, setup.first_adapted};
+  Session session{setup.method, limits, *model,   setup.prompts,       ranks.groups,
+                  counters,     folder, progress, setup.first_adapted, setup.tables};
   try {
     work(session);
   } catch (const Stopped&) {

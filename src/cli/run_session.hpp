@@ -23,6 +23,7 @@ struct RunSetup {
   std::string may_rise = "";        // but for this one, which may be larger then
   std::vector<LoraShape> adapters;  // that are served at a time
   int64_t first_adapted = 2;        // Session's
+  TableLayout tables = {};
   // On rank 0, with what run.json is going to hold: of a run that begins, or one that goes on and whose
   // options and model have been found to be the same. May add to it and refuse it.
   std::function<void(nlohmann::json& run, bool begins, const Grid& grid)> opened = [](auto&&...) {};

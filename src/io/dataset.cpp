@@ -128,8 +128,9 @@ class TableWriter {
   const Writers& writers_;
 };
 
-void write_file(const std::string& path, const Table& slice, MPI_Comm comm, const Writers& writers) {
-  H5File file = H5File::create(path, comm);
+void write_file(const std::string& path, const Table& slice, const TableLayout& layout,
+                const Writers& writers) {
+  H5File file = H5File::create(path, writers.comm, layout);
   file.write_attribute("format", dataset_format);
   file.write_attribute("rows", writers.place(slice.rows()).second);
   for (const auto& [name, value] : slice.attributes) file.write_attribute("user_" + name, value);
@@ -297,7 +298,7 @@ Table Table::slice(int64_t begin, int64_t end) const {
   return part;
 }
 
-void write_table(const std::string& path, const Table& slice, MPI_Comm comm) {
+void write_table(const std::string& path, const Table& slice, MPI_Comm comm, const TableLayout& layout) {
   const Writers writers(comm);
   std::optional<Waiting> together;
   if (writers.size > 1) together.emplace("writing a table", "all ranks");
@@ -305,11 +306,10 @@ void write_table(const std::string& path, const Table& slice, MPI_Comm comm) {
   const std::string temporary = path + ".partial";
   try {
     if (parallel_hdf5() || writers.size == 1) {
-      write_file(temporary, slice, comm, writers);
+      write_file(temporary, slice, layout, writers);
     } else {
       const Table whole = gather_table(slice, writers);
-      on_first_rank(writers, path,
-                    [&] { write_file(temporary, whole, MPI_COMM_SELF, Writers(MPI_COMM_SELF)); });
+      on_first_rank(writers, path, [&] { write_file(temporary, whole, layout, Writers(MPI_COMM_SELF)); });
     }
     writers.barrier();  // the file is complete when every rank has closed it
     on_first_rank(writers, path, [&] {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "io/table_layout.hpp"
 
 namespace sl {
 
@@ -51,7 +52,7 @@ class Table {
 // rank 0. Under a temporary name, durable, then renamed: the file is whole or not there. A rank that cannot
 // write throws LibraryError; when it was writing together with others, these wait for it until the job is
 // aborted.
-void write_table(const std::string& path, const Table& slice, MPI_Comm comm);
+void write_table(const std::string& path, const Table& slice, MPI_Comm comm, const TableLayout& layout = {});
 
 // The whole table. InputError names the file and the column when a checksum or a shape is wrong.
 Table read_table(const std::string& path);

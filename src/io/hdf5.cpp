@@ -10,7 +10,7 @@
 namespace sl {
 namespace {
 
-constexpr hsize_t chunk_bytes = hsize_t{1} << 20;
+constexpr hsize_t checksum_bytes = 4;  // Fletcher32's, after each chunk
 constexpr const char* replace_file = "the file is damaged or not ours: remove it and run again";
 
 // The innermost message of HDF5's error stack.
@@ -46,10 +46,10 @@ bool shared(MPI_Comm comm) {
   return size > 1;
 }
 
-// Chunks of about 1 MiB: whole innermost rows where they fit.
-std::vector<hsize_t> chunk_of(const std::vector<hsize_t>& shape, size_t item) {
+// Whole innermost rows where they fit into so many bytes.
+std::vector<hsize_t> chunk_of(const std::vector<hsize_t>& shape, size_t item, hsize_t bytes) {
   std::vector<hsize_t> chunk(shape.size(), 1);
-  hsize_t room = std::max<hsize_t>(1, chunk_bytes / item);
+  hsize_t room = std::max<hsize_t>(1, (bytes - checksum_bytes) / item);
   for (size_t i = shape.size(); i-- > 0;) {
     chunk[i] = std::min(shape[i], room);
     room = std::max<hsize_t>(1, room / chunk[i]);
@@ -75,13 +75,16 @@ H5Handle H5File::own(hid_t id, herr_t (*closer)(hid_t), const std::string& what)
   return {id, closer};
 }
 
-H5File H5File::create(const std::string& path, MPI_Comm comm) {
+H5File H5File::create(const std::string& path, MPI_Comm comm, const TableLayout& layout) {
   start_hdf5();
-  H5File made(path, {}, parallel_hdf5() && shared(comm), true);
+  require(layout.chunk_kib > 0 && layout.alignment_kib >= 0, "a layout of tables that is none");
+  H5File made(path, parallel_hdf5() && shared(comm), true, static_cast<hsize_t>(layout.chunk_kib) << 10);
   const H5Handle access = made.own(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, "H5Pcreate");
   // The file format of HDF5 1.10: the first whose headers and chunk indexes all carry checksums. In older
   // ones a flipped bit in an index makes a chunk disappear, and what was in it reads as zeros.
   made.check(H5Pset_libver_bounds(access, H5F_LIBVER_V110, H5F_LIBVER_V110), "H5Pset_libver_bounds");
+  if (const auto alignment = static_cast<hsize_t>(layout.alignment_kib) << 10; alignment > 0)
+    made.check(H5Pset_alignment(access, alignment / 2, alignment), "H5Pset_alignment");
 #if SELFLENGTHEN_PARALLEL_HDF5
   if (made.collective_) made.check(H5Pset_fapl_mpio(access, comm, MPI_INFO_NULL), "H5Pset_fapl_mpio");
 #endif
@@ -92,7 +95,7 @@ H5File H5File::create(const std::string& path, MPI_Comm comm) {
 
 H5File H5File::open(const std::string& path) {
   start_hdf5();
-  H5File opened(path, {}, false, false);
+  H5File opened(path, false, false, 0);
   const H5Handle access = opened.own(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, "H5Pcreate");
 #if H5_VERSION_GE(1, 10, 7)
   // Our files change by renaming alone; file systems without locks must not keep us from reading them.
@@ -130,7 +133,7 @@ void H5File::write(const std::string& name, hid_t type, const std::vector<hsize_
   const H5Handle layout = creation_without_times(H5P_DATASET_CREATE);
   const H5Handle space = own(H5Screate_simple(dimensions, shape.data(), nullptr), H5Sclose, what);
   if (total > 0) {
-    const std::vector<hsize_t> chunk = chunk_of(shape, H5Tget_size(type));
+    const std::vector<hsize_t> chunk = chunk_of(shape, H5Tget_size(type), chunk_bytes_);
     check(H5Pset_chunk(layout, dimensions, chunk.data()), what);
     check(H5Pset_fletcher32(layout), what);
   }

@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "io/table_layout.hpp"
+
 namespace sl {
 
 // Whether this build writes files collectively (parallel HDF5).
@@ -51,7 +53,7 @@ class H5File {
   // A new file, replacing what is there. With a parallel build all ranks of `comm` create it together, and
   // all of them make every writing call below; without, or with a `comm` of one rank, the caller writes
   // alone.
-  static H5File create(const std::string& path, MPI_Comm comm);
+  static H5File create(const std::string& path, MPI_Comm comm, const TableLayout& layout = {});
   static H5File open(const std::string& path);  // read only
 
   H5File(H5File&&) noexcept = default;
@@ -88,8 +90,8 @@ class H5File {
   void close();  // LibraryError when what was written did not reach the file
 
  private:
-  H5File(std::string path, H5Handle file, bool collective, bool writing)
-      : path_(std::move(path)), file_(std::move(file)), collective_(collective), writing_(writing) {}
+  H5File(std::string path, bool collective, bool writing, hsize_t chunk_bytes)
+      : path_(std::move(path)), collective_(collective), writing_(writing), chunk_bytes_(chunk_bytes) {}
   [[noreturn]] void fail(const std::string& what) const;
   void check(herr_t status, const std::string& what) const;
   H5Handle own(hid_t id, herr_t (*closer)(hid_t), const std::string& what) const;
@@ -101,6 +103,7 @@ class H5File {
   H5Handle file_;
   bool collective_ = false;
   bool writing_ = false;
+  hsize_t chunk_bytes_ = 0;
 };
 
 }  // namespace sl

@@ -176,7 +176,7 @@ class Collection {
     final.add("high", std::move(high));
     final.add("woven", std::move(woven));
     final.add("original_instruction", std::move(originals));
-    write_table(path, final, session_.groups.raw_world);
+    write_table(path, final, session_.groups.raw_world, session_.tables);
   }
 
   // Its path in the run folder, without the ending: "iter_01/initial".

@@ -39,7 +39,7 @@ Table RolloutStages::table_of(const std::string& stage, const std::function<Tabl
   }
   const Table table = make();
   const Range slice = share_of(table.rows(), session_.groups.world->size(), session_.groups.world->rank());
-  write_table(path, table.slice(slice.begin, slice.end), session_.groups.raw_world);
+  write_table(path, table.slice(slice.begin, slice.end), session_.groups.raw_world, session_.tables);
   if (session_.first()) session_.folder.remove_journals(number_, stage);
   session_.progress.finish();
   if (session_.first())

@@ -10,6 +10,7 @@
 #include "dist/communicator_mpi.hpp"
 #include "dist/work_queue.hpp"
 #include "io/run_folder.hpp"
+#include "io/table_layout.hpp"
 #include "lengthen/options.hpp"
 #include "lengthen/progress.hpp"
 #include "model/source.hpp"
@@ -57,13 +58,14 @@ struct Session {
   Progress& progress;
   int64_t first_adapted =
       2;  // iterations from this one on ask the roles' adapters, earlier ones the base model
+  TableLayout tables = {};
 
   int replica() const { return groups.place.replica; }
   bool leader() const { return groups.place.tp_rank == 0; }  // of its replica: the one that writes journals
   bool first() const { return groups.world->rank() == 0; }
   // The same with other options.
   Session with(const MethodOptions& other) const {
-    return {other, limits, model, prompts, groups, counters, folder, progress, first_adapted};
+    return {other, limits, model, prompts, groups, counters, folder, progress, first_adapted, tables};
   }
   // True on every rank when any rank saw a signal. Collective over the world.
   bool stop_agreed() const;

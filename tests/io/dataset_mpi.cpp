@@ -29,9 +29,9 @@ class DatasetOnRanks : public testing::Test {
 
   // Ranks begin at the rows `begin_of(rank)`; the last ends with the table.
   template <typename BeginOf>
-  void write_and_compare(const Table& table, const BeginOf& begin_of) {
+  void write_and_compare(const Table& table, const BeginOf& begin_of, const TableLayout& layout = {}) {
     const int64_t end = rank_ + 1 == ranks_ ? table.rows() : begin_of(rank_ + 1);
-    write_table(path_, table.slice(begin_of(rank_), end), comm_);
+    write_table(path_, table.slice(begin_of(rank_), end), comm_, layout);
     const Table read = read_table(path_);
     EXPECT_TRUE(read.columns() == table.columns());
     EXPECT_EQ(read.attributes, table.attributes);
@@ -48,7 +48,9 @@ class DatasetOnRanks : public testing::Test {
 TEST_F(DatasetOnRanks, EvenSlicesAreOneTable) {
   for (int64_t rows : {5, 64, 6000}) {  // the last: ranks meet inside of chunks of 1 MiB
     const Table table = some_table(rows, 21);
-    write_and_compare(table, [&](int rank) { return rows * rank / ranks_; });
+    for (const TableLayout& layout : {TableLayout{}, TableLayout{64, 64}, TableLayout{16, 256}})
+      write_and_compare(
+          table, [&](int rank) { return rows * rank / ranks_; }, layout);
   }
 }
 

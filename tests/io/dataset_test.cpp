@@ -43,6 +43,44 @@ TEST_F(Dataset, WhatIsWrittenIsRead) {
   }
 }
 
+// Where the chunks of a dataset of the file begin, and what they take.
+std::vector<std::pair<haddr_t, hsize_t>> chunks_of(const std::string& path, const char* dataset) {
+  const H5Handle file(H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), H5Fclose);
+  const H5Handle data(H5Dopen2(file, dataset, H5P_DEFAULT), H5Dclose);
+  const H5Handle space(H5Dget_space(data), H5Sclose);
+  hsize_t count = 0;
+  EXPECT_GE(H5Dget_num_chunks(data, space, &count), 0);
+  std::vector<std::pair<haddr_t, hsize_t>> chunks(count);
+  for (hsize_t i = 0; i < count; ++i) {
+    hsize_t offset = 0;
+    unsigned filters = 0;
+    EXPECT_GE(H5Dget_chunk_info(data, space, i, &offset, &filters, &chunks[i].first, &chunks[i].second), 0);
+  }
+  return chunks;
+}
+
+TEST_F(Dataset, ChunksLieAsTheLayoutSays) {
+  const Table table = some_table(5000, 11);
+  write(table);
+  const auto usual = chunks_of(path_, "response/bytes");
+  for (const TableLayout& layout : {TableLayout{64, 0}, TableLayout{64, 64}, TableLayout{32, 256}}) {
+    write_table(path_, table, MPI_COMM_NULL, layout);
+    expect_equal(read_table(path_), table);
+    const auto chunks = chunks_of(path_, "response/bytes");
+    EXPECT_GT(chunks.size(), 2 * usual.size());
+    const bool aligned = layout.alignment_kib > 0 && layout.alignment_kib <= 2 * layout.chunk_kib;
+    bool gaps = false, begins = true;
+    for (const auto& [address, bytes] : chunks) {
+      EXPECT_LE(bytes, static_cast<hsize_t>(layout.chunk_kib) << 10);
+      begins = begins && address % (hsize_t{64} << 10) == 0;
+    }
+    for (size_t i = 1; i < chunks.size(); ++i)
+      gaps = gaps || chunks[i].first != chunks[i - 1].first + chunks[i - 1].second;
+    EXPECT_EQ(begins, aligned) << layout.chunk_kib << " " << layout.alignment_kib;
+    EXPECT_FALSE(gaps);  // whole stripes follow each other
+  }
+}
+
 TEST_F(Dataset, EmptyTablesKeepTheirColumns) {
   const Table empty = some_table(0, 1);
   write(empty);
