@@ -20,18 +20,26 @@ int64_t adapter_room(const ModelChoice& choice) {
 
 }  // namespace
 
-Answerer::Answerer(ModelSource source, const ModelChoice& choice, const EngineChoice& engine, Ranks& ranks,
-                   int64_t longest)
+AnsweringModel::AnsweringModel(const ModelChoice& choice)
+    : choice_(choice), source_(open_model(choice.model)) {}
+
+const LoadedModel& AnsweringModel::load(Ranks& ranks) {
+  if (!loaded_) {
+    loaded_ = load_model(std::move(source_), ranks, adapter_room(choice_));
+    adapter_ = load_chosen_adapter(choice_, *loaded_);
+  }
+  return *loaded_;
+}
+
+Answerer::Answerer(AnsweringModel& model, const EngineChoice& engine, Ranks& ranks, int64_t longest)
     : ranks_(ranks),
-      model_(load_model(std::move(source), ranks, adapter_room(choice))),
-      adapter_(load_chosen_adapter(choice, *model_)),
-      limits_(engine_limits(engine, model_->transformer(), longest)),
+      limits_(engine_limits(engine, model.load(ranks).transformer(), longest)),
       options_{.max_batch_rows = limits_.max_batch_rows,
                .max_sequences = limits_.max_sequences,
                .max_positions = limits_.max_positions},
-      step_(model_->transformer(), options_, limits_.pages, limits_.tokens_per_page),
-      engine_(step_, model_->tokenizer(), options_) {
-  if (adapter_) step_.set_adapters(std::vector{&*adapter_});
+      step_(model.load(ranks).transformer(), options_, limits_.pages, limits_.tokens_per_page),
+      engine_(step_, model.load(ranks).tokenizer(), options_) {
+  if (model.adapter()) step_.set_adapters(std::vector{&*model.adapter()});
   log_memory();
 }
 

@@ -1,5 +1,5 @@
-// A model that answers the rows of a command, on all ranks: weights, adapter and engine, and the rows shared
-// out over the replicas.
+// A model that answers the rows of a command, on all ranks: weights and adapter, an engine for them, and the
+// rows shared out over the replicas.
 #pragma once
 
 #include <cstdint>
@@ -18,12 +18,31 @@
 
 namespace sl {
 
+// A model to be asked, with the adapter of `choice`, if any, as adapter 0 of requests; those of adapter -1
+// ask the model without it. It is only opened until an Answerer needs it, and stays in memory for further
+// ones.
+class AnsweringModel {
+ public:
+  explicit AnsweringModel(const ModelChoice& choice);
+
+  // Not to be kept over load().
+  const ModelSource& source() const { return loaded_ ? loaded_->source() : source_; }
+  // Reads the weights unless they are there. Collective over all ranks.
+  const LoadedModel& load(Ranks& ranks);
+  const std::optional<Adapter>& adapter() const { return adapter_; }
+
+ private:
+  ModelChoice choice_;
+  ModelSource source_;  // until it is loaded
+  std::unique_ptr<LoadedModel> loaded_;
+  std::optional<Adapter> adapter_;
+};
+
 class Answerer {
  public:
-  // The model with the adapter of `choice`, if any, as adapter 0; sequences hold `longest` tokens at most.
-  // Collective over all ranks, as all here.
-  Answerer(ModelSource source, const ModelChoice& choice, const EngineChoice& engine, Ranks& ranks,
-           int64_t longest);
+  // Loads the model, which must outlive this, if need be. Sequences hold `longest` tokens at most. Collective
+  // over all ranks, as all here.
+  Answerer(AnsweringModel& model, const EngineChoice& engine, Ranks& ranks, int64_t longest);
 
   Engine& engine() { return engine_; }
 
@@ -45,8 +64,6 @@ class Answerer {
   void report_speed(const EngineStatistics& before, size_t rows, double seconds);
 
   Ranks& ranks_;
-  std::unique_ptr<LoadedModel> model_;
-  std::optional<Adapter> adapter_;
   EngineLimits limits_;
   EngineOptions options_;
   ModelStep step_;

@@ -123,7 +123,8 @@ int generate_command(const Arguments& arguments) {
   for (const JsonRow& row : rows) check_row(row, options.files.input, options.raw);
 
   Ranks ranks = start_ranks(options.model);
-  ModelSource source = open_model(options.model.model);
+  AnsweringModel model(options.model);
+  const ModelSource& source = model.source();
   std::vector<Request> requests;
   std::vector<int64_t> numbers;
   for (const JsonRow& row : rows) {
@@ -140,7 +141,7 @@ int generate_command(const Arguments& arguments) {
   if (ranks.first()) output = std::make_unique<RowOutput>(options.files.output);
 
   const int64_t longest = longest_sequence(requests, source.config);
-  Answerer answerer(std::move(source), options.model, options.engine, ranks, longest);
+  Answerer answerer(model, options.engine, ranks, longest);
   const auto responses = answerer.answer("generate", numbers, [&](int64_t row) {
     return respond(answerer.engine(), requests[static_cast<size_t>(row)]);
   });

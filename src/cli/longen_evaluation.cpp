@@ -140,9 +140,10 @@ class Evaluation {
       part.records[i] = kept_->find(part.kind, static_cast<int64_t>(i), part.marks[i]);
   }
 
-  // Makes what is missing, with a flow for each request, and lets every rank have all of it.
+  // Makes what is missing by the model at hand, with a flow for each request, and lets every rank have all of
+  // it.
   template <typename FlowOf>
-  void complete(Part& part, ModelSource source, const ModelChoice& model, const FlowOf& flow_of) {
+  void complete(Part& part, const FlowOf& flow_of) {
     if (!part.asked.empty()) {
       std::vector<int64_t> pending;
       std::vector<Request> requests;
@@ -150,8 +151,8 @@ class Evaluation {
         pending.push_back(row);
         requests.push_back(request);
       }
-      const int64_t longest = longest_sequence(requests, source.config);
-      Answerer answerer(std::move(source), model, choice_.engine, *ranks_, longest);
+      const int64_t longest = longest_sequence(requests, model_->source().config);
+      Answerer answerer(*model_, choice_.engine, *ranks_, longest);
       const auto made = answerer.answer(
           part.kind, pending,
           [&](int64_t row) { return flow_of(answerer.engine(), part.asked.at(row), row); },
@@ -173,7 +174,8 @@ class Evaluation {
       refuse_other_rows();
       return;
     }
-    ModelSource source = open_model(choice_.model.model);
+    model_.emplace(choice_.model);
+    const ModelSource& source = model_->source();
     const std::string adapter = mark_of_adapter(choice_.model.adapter);
     for (size_t i = 0; i < count(); ++i)
       answer_.marks.push_back(
@@ -191,7 +193,7 @@ class Evaluation {
       request.end_tokens = source.end_tokens;
       request.adapter = choice_.model.adapter.empty() ? -1 : 0;
     }
-    complete(answer_, std::move(source), choice_.model,
+    complete(answer_,
              [](Engine& engine, const Request& request, int64_t) { return answer_query(engine, request); });
   }
 
@@ -206,7 +208,15 @@ class Evaluation {
 
   void judge_part() {
     const JudgeChoice& chosen = choice_.judge;
-    ModelSource source = open_model(chosen.model);
+    // The model that answered judges with the weights that are there, its adapter off; another takes its
+    // place.
+    if (!model_ || chosen.model != choice_.model.model) {
+      ModelChoice model = choice_.model;
+      model.model = chosen.model;
+      model.adapter.clear();
+      model_.emplace(model);
+    }
+    const ModelSource& source = model_->source();
     judge_.kind = judge_kind;
     for (size_t i = 0; i < count(); ++i) {
       judge_.marks.push_back(mark_of({judge_kind, source.fingerprint, chosen.attempts, chosen.tokens,
@@ -230,10 +240,7 @@ class Evaluation {
         judge_.asked.emplace(static_cast<int64_t>(i), std::move(request));
       }
     }
-    ModelChoice model = choice_.model;
-    model.model = chosen.model;
-    model.adapter.clear();
-    complete(judge_, std::move(source), model, [&](Engine& engine, const Request& request, int64_t row) {
+    complete(judge_, [&](Engine& engine, const Request& request, int64_t row) {
       return judge_one(engine, request, {.seed = choice_.seed, .stage = judge_stage, .sample = row},
                        chosen.attempts);
     });
@@ -326,6 +333,7 @@ class Evaluation {
   std::map<Language, Prompts> prompts_;          // none where nothing is judged
   std::optional<Ranks> ranks_;                   // none where no model is asked
   std::optional<KeptRows> kept_;
+  std::optional<AnsweringModel> model_;  // that answers, then the one that judges
   Part answer_, judge_;
 };
 

@@ -104,6 +104,33 @@ TEST_F(EvaluateLonGen, GivesTheSameOnSeveralRanks) {
   EXPECT_EQ(rows("one.jsonl"), rows("tp.jsonl"));
 }
 
+// The model that answered judges without its adapter, and its weights are read once; another path to the same
+// weights is another judge, and says the same.
+TEST_F(EvaluateLonGen, JudgesWithTheWeightsThatAnswered) {
+  const auto times_loaded = [](const Outcome& outcome) {
+    int times = 0;
+    const std::string line = " layers, ";
+    for (size_t at = outcome.err.find(line); at != std::string::npos; at = outcome.err.find(line, at + 1))
+      ++times;
+    return times;
+  };
+  for (const bool adapted : {false, true}) {
+    Words words = answering({"--judge", "--judge-attempts", "2", "--judge-tokens", "8", "--log-level",
+                             "debug", "--rows", at("own.jsonl")});
+    if (adapted) words.insert(words.end(), {"--adapter", reference("peft/tied/final")});
+    const Outcome own = run(command(data(), words));
+    ASSERT_EQ(own.code, 0) << own.err;
+    EXPECT_EQ(times_loaded(own), 1) << own.err;
+    std::replace(words.begin(), words.end(), at("own.jsonl"), at("other.jsonl"));
+    words.insert(words.end(), {"--judge-model", reference("models/tied/")});
+    const Outcome other = run(command(data(), words));
+    ASSERT_EQ(other.code, 0) << other.err;
+    EXPECT_EQ(times_loaded(other), 2) << other.err;
+    EXPECT_EQ(rows("own.jsonl"), rows("other.jsonl"));
+    for (const char* name : {"own.jsonl", "other.jsonl"}) std::filesystem::remove(at(name));
+  }
+}
+
 // A random model answers no JSON: every row and every answer is counted, and nothing else is lost.
 TEST_F(EvaluateLonGen, AJudgeThatNeverAnswersIsCounted) {
   const Words judged = answering({"--rows", at("rows.jsonl"), "--judge", "--judge-attempts", "3",
