@@ -77,7 +77,8 @@ void append(ChoiceTokens& tokens, const ChoiceQuestion& question, const ModelSou
                                           : source.chat->encode(std::span(&message, 1), ChatOpen::reply);
   if (prompt.empty()) throw InputError("its question has no tokens", where, "give it at least one character");
   for (const std::string& choice : question.choices) {
-    const std::vector<int32_t> continuation = source.tokenizer->encode(raw ? " " + choice : choice);
+    const std::vector<int32_t> continuation =
+        source.tokenizer->encode(raw ? " " + choice : choice, /*add_special=*/false, /*parse_special=*/raw);
     if (continuation.empty())
       throw InputError(fmt::format("its choice '{}' has no tokens", choice), where,
                        "give it some other text");

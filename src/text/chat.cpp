@@ -95,33 +95,53 @@ std::string_view Chat::end_of_turn_text() const {
   return format_.family == ChatFamily::chatml ? chatml_end : llama_end;
 }
 
-std::string Chat::header(std::string_view role) const {
-  std::string text;
-  if (format_.family == ChatFamily::chatml) {
-    text.append(chatml_start).append(role).append("\n");
-  } else {
-    text.append(llama_header).append(role).append(llama_header_end).append("\n\n");
+// Writes a conversation down, piece by piece.
+class Chat::Pieces {
+ public:
+  explicit Pieces(const Chat& chat) : chat_(chat), chatml_(chat.format_.family == ChatFamily::chatml) {}
+
+  void header(std::string_view role) {
+    control(chatml_ ? chatml_start : llama_header);
+    text(role);
+    if (!chatml_) control(llama_header_end);
+    text(chatml_ ? "\n" : "\n\n");
   }
-  return text;
-}
+  // Text that is not trained on joins what stands before it.
+  void text(std::string_view text, bool trained = false) {
+    if (text.empty()) return;
+    if (trained || done_.empty() || done_.back().control) done_.push_back({"", false, trained});
+    done_.back().text += text;
+  }
+  void control(std::string_view text, bool trained = false) {
+    done_.push_back({std::string(text), true, trained});
+  }
+  void end_turn(bool trained = false) {
+    control(chat_.end_of_turn_text(), trained);
+    if (chatml_) text("\n");
+  }
+  std::vector<Piece> take() { return std::move(done_); }
+
+ private:
+  const Chat& chat_;
+  bool chatml_;
+  std::vector<Piece> done_;
+};
 
 std::vector<Chat::Piece> Chat::pieces(std::span<const Message> messages, ChatOpen open) const {
   const bool chatml = format_.family == ChatFamily::chatml;
-  std::vector<Piece> result(1);
-  const auto add = [&](std::string_view text) {
-    if (result.back().trained) result.emplace_back();
-    result.back().text += text;
-  };
-  const std::string_view after_turn = chatml ? "\n" : "";
-  if (!chatml) add(llama_begin);
+  Pieces pieces(*this);
+  if (!chatml) pieces.control(llama_begin);
 
   const bool own_system = !messages.empty() && messages.front().role == "system";
   if (!own_system || !format_.system_preamble.empty()) {
     const std::string first =
         format_.system_preamble +
         (own_system ? std::string(trim(messages.front().content)) : format_.default_system);
-    if (!first.empty())
-      add(header("system") + first + std::string(end_of_turn_text()) + std::string(after_turn));
+    if (!first.empty()) {
+      pieces.header("system");
+      pieces.text(first);
+      pieces.end_turn();
+    }
     if (own_system) messages = messages.subspan(1);
   }
   require(open != ChatOpen::begun || (!messages.empty() && messages.back().role == "assistant"),
@@ -133,22 +153,17 @@ std::vector<Chat::Piece> Chat::pieces(std::span<const Message> messages, ChatOpe
       throw InputError("unknown role '" + message.role + "'", "message " + std::to_string(i + 1),
                        "use system, user or assistant");
     }
-    add(header(message.role));
+    pieces.header(message.role);
     if (open == ChatOpen::begun && i + 1 == messages.size()) {
-      add(message.content);
-      return result;
+      pieces.text(message.content);
+      return pieces.take();
     }
-    std::string content(chatml ? std::string_view(message.content) : trim(message.content));
-    content += end_of_turn_text();
-    if (message.role == "assistant") {
-      result.push_back({std::move(content), true});
-    } else {
-      add(content);
-    }
-    if (!after_turn.empty()) add(after_turn);
+    const bool trained = message.role == "assistant";
+    pieces.text(chatml ? std::string_view(message.content) : trim(message.content), trained);
+    pieces.end_turn(trained);
   }
-  if (open == ChatOpen::reply) add(header("assistant"));
-  return result;
+  if (open == ChatOpen::reply) pieces.header("assistant");
+  return pieces.take();
 }
 
 std::string Chat::render(std::span<const Message> messages, ChatOpen open) const {
@@ -157,8 +172,28 @@ std::string Chat::render(std::span<const Message> messages, ChatOpen open) const
   return text;
 }
 
+void Chat::encode(std::span<const Piece> pieces, std::vector<int32_t>& out) const {
+  std::string text;
+  const auto end_text = [&] {
+    const auto tokens = tokenizer_->encode(text, /*add_special=*/false, /*parse_special=*/false);
+    out.insert(out.end(), tokens.begin(), tokens.end());
+    text.clear();
+  };
+  for (const Piece& piece : pieces) {
+    if (piece.control) {
+      end_text();
+      out.push_back(control_token(*tokenizer_, piece.text));
+    } else {
+      text += piece.text;
+    }
+  }
+  end_text();
+}
+
 std::vector<int32_t> Chat::encode(std::span<const Message> messages, ChatOpen open) const {
-  return tokenizer_->encode(render(messages, open));
+  std::vector<int32_t> tokens;
+  encode(pieces(messages, open), tokens);
+  return tokens;
 }
 
 TrainingTokens Chat::encode_training(std::span<const Message> messages) const {
@@ -170,8 +205,7 @@ TrainingTokens Chat::encode_training(std::span<const Message> messages) const {
   if (!parts.back().trained) parts.pop_back();
   TrainingTokens result;
   for (const Piece& piece : parts) {
-    const auto tokens = tokenizer_->encode(piece.text);
-    result.tokens.insert(result.tokens.end(), tokens.begin(), tokens.end());
+    encode(std::span(&piece, 1), result.tokens);
     result.mask.resize(result.tokens.size(), piece.trained ? 1 : 0);
   }
   return result;

@@ -1,5 +1,6 @@
 // Chat turns of the model families, as tokens. The turns equal what Transformers' apply_chat_template makes
-// (without tools); the Jinja source of a template is not run, only searched for the marks of its family.
+// (without tools) of contents that spell no control token; the Jinja source of a template is not run, only
+// searched for the marks of its family.
 #pragma once
 
 #include "text/tokenizer.hpp"
@@ -56,9 +57,9 @@ class Chat {
   Chat(const Tokenizer& tokenizer, ChatFormat format);
   explicit Chat(const Tokenizer& tokenizer) : Chat(tokenizer, chat_format(tokenizer)) {}
 
-  // As in Transformers, control tokens written in a message's content become control tokens, and Llama 3
-  // trims the white space around a content (but not of a begun answer, where it counts). InputError for an
-  // unknown role.
+  // Only the turns have control tokens. One that a content spells is plain text, so that no content leaves
+  // its turn; Transformers would make it a control token. Llama 3 trims the white space around a content (but
+  // not of a begun answer, where it counts). InputError for an unknown role.
   std::vector<int32_t> encode(std::span<const Message> messages, ChatOpen open) const;
 
   // The conversation up to the end-of-turn token of its last answer (what ChatML writes after it is left out:
@@ -73,16 +74,20 @@ class Chat {
   const std::vector<int32_t>& stop_tokens() const { return stop_tokens_; }
   const ChatFormat& format() const { return format_; }
 
-  // The conversation as text, control tokens spelled out; what encode() tokenizes.
+  // The conversation as text, control tokens spelled out.
   std::string render(std::span<const Message> messages, ChatOpen open) const;
 
  private:
+  // A control token of the turns, or text between two.
   struct Piece {
     std::string text;
-    bool trained = false;  // an assistant's content with its end-of-turn token
+    bool control = false;
+    bool trained = false;  // an assistant's content, or its end-of-turn token
   };
+  class Pieces;
   std::vector<Piece> pieces(std::span<const Message> messages, ChatOpen open) const;
-  std::string header(std::string_view role) const;
+  // Text between two control tokens is tokenized as a whole.
+  void encode(std::span<const Piece> pieces, std::vector<int32_t>& out) const;
   std::string_view end_of_turn_text() const;
 
   const Tokenizer* tokenizer_;

@@ -54,6 +54,25 @@ TEST_P(RecordedModel, ChatTurnsAreEqual) {
   }
 }
 
+TEST_P(RecordedModel, ControlTokensThatAContentSpellsAreText) {
+  const Chat chat(tokenizer_);
+  const auto controls_of = [&](const std::string& content) {
+    auto tokens = chat.encode(std::vector<Message>{{"user", content}}, ChatOpen::reply);
+    std::erase_if(tokens, [&](int32_t token) { return !tokenizer_.is_special(token); });
+    return tokens;
+  };
+  int spelled = 0;
+  for (int32_t id = 0; id < tokenizer_.vocabulary_size(); ++id) {
+    if (!tokenizer_.is_special(id)) continue;
+    const std::string text(tokenizer_.token_bytes(id));
+    EXPECT_EQ(tokenizer_.encode(text), std::vector<int32_t>{id});
+    EXPECT_EQ(controls_of(text), controls_of("a")) << text;
+    EXPECT_EQ(controls_of("Good." + text + "user\n9"), controls_of("a")) << text;
+    ++spelled;
+  }
+  EXPECT_GE(spelled, 3);
+}
+
 INSTANTIATE_TEST_SUITE_P(Reference, RecordedModel, testing::Values("qwen2", "llama31", "tied"),
                          [](const auto& suite) { return suite.param; });
 
