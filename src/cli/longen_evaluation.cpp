@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cstdio>
+#include <filesystem>
 #include <map>
 #include <optional>
 #include <vector>
@@ -29,6 +30,16 @@ constexpr int32_t judge_stage = 1000;  // of draws; apart from the stages of the
 std::string mark_of_adapter(const std::string& folder) {
   const auto weights = read_if_there(folder + "/adapter_model.safetensors");
   return folder.empty() || !weights ? "" : checksum_digits(*weights);
+}
+
+// The judge's prompt of a folder; the built-in one where the folder lacks it, as one that was made for runs.
+Prompts load_judge_prompts(const std::string& folder, Language language) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  const std::string name = judge_prompts().front().name + ".txt";
+  const bool lacks = fs::is_directory(folder, error) &&
+                     !fs::exists(fs::path(folder) / language_name(language) / name, error);
+  return Prompts::load(lacks ? built_in_input_folder() + "/prompts" : folder, language, judge_prompts());
 }
 
 Task<json> answer_query(Engine& engine, const Request& request) {
@@ -62,7 +73,7 @@ class Evaluation {
     if (!choice.judge.from.empty()) read_judge_answers();
     if (!judged) return;
     for (const Language language : {Language::en, Language::zh})
-      prompts_.emplace(language, Prompts::load(choice.judge.prompts, language));
+      prompts_.emplace(language, load_judge_prompts(choice.judge.prompts, language));
   }
 
   void run() {

@@ -6,14 +6,18 @@ namespace sl {
 
 namespace fs = std::filesystem;
 
-std::string input_folder() {
+std::string built_in_input_folder() {
   std::error_code error;
   const fs::path program = fs::read_symlink("/proc/self/exe", error).parent_path();
-  for (const fs::path& folder :
-       {fs::path("input"), program / "../share/selflengthen/input", program / "../../../input"}) {
+  for (const fs::path& folder : {program / "../share/selflengthen/input", program / "../../../input"}) {
     if (fs::is_directory(folder / "prompts", error)) return folder.lexically_normal().string();
   }
   return "input";
+}
+
+std::string input_folder() {
+  std::error_code error;
+  return fs::is_directory("input/prompts", error) ? "input" : built_in_input_folder();
 }
 
 void add_input_options(CommandLine& line, std::string& prompts, std::string& seeds) {

@@ -43,11 +43,10 @@ std::string braced(const std::string& name) { return "{" + name + "}"; }
 
 }  // namespace
 
-const std::vector<PromptKind>& prompt_kinds() {
+const std::vector<PromptKind>& method_prompts() {
   static const std::vector<PromptKind> kinds = {{"instruct_user", {}},
                                                 {"instruct_begun", {"first", "second"}},
                                                 {"judge_instruction", {"instruction"}},
-                                                {"judge_response", {"instruction", "text"}},
                                                 {"extend", {"instruction", "text"}},
                                                 {"length_control", {"instruction", "demand"}},
                                                 {"demand_about", {"number"}},
@@ -58,9 +57,14 @@ const std::vector<PromptKind>& prompt_kinds() {
   return kinds;
 }
 
-Prompts Prompts::load(const fs::path& folder, Language language) {
+const std::vector<PromptKind>& judge_prompts() {
+  static const std::vector<PromptKind> kinds = {{"judge_response", {"instruction", "text"}}};
+  return kinds;
+}
+
+Prompts Prompts::load(const fs::path& folder, Language language, const std::vector<PromptKind>& kinds) {
   Prompts prompts;
-  for (const PromptKind& kind : prompt_kinds()) {
+  for (const PromptKind& kind : kinds) {
     const fs::path path = folder / language_name(language) / (kind.name + ".txt");
     const std::string text = read_text(path, "the prompt '" + kind.name + "'");
     const std::string_view trimmed = trim_end(text);

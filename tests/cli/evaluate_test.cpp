@@ -276,6 +276,27 @@ TEST_F(EvaluateLonGen, AsksAJudgeElsewhere) {
   refused("{\"id\":1,\"answer\":\"a\"}\n{\"id\":1,\"answer\":\"a\"}\n", {"bad.jsonl:2", "second time"});
 }
 
+// A folder of prompts that was made for runs need not have the judge's; one that it has is used, or refused.
+TEST_F(EvaluateLonGen, TakesTheBuiltInPromptOfTheJudgeWhereAFolderLacksIt) {
+  const auto asked_with = [&](const Words& prompts) {
+    Words words = command(answered(), {"--judge-export", at("ask.jsonl"), "--table", at("t")});
+    words.insert(words.end(), prompts.begin(), prompts.end());
+    const Outcome outcome = run(words);
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    return rows("ask.jsonl");
+  };
+  const std::vector<json> built_in = asked_with({});
+  std::filesystem::create_directories(at("mine/en"));
+  EXPECT_EQ(asked_with({"--prompts", at("mine")}), built_in);
+  write("mine/en/judge_response.txt", "How good is {text} for {instruction}?\n");
+  const std::vector<json> own = asked_with({"--prompts", at("mine")});
+  EXPECT_EQ(own[0]["messages"][0]["content"], "How good is a b c d e f g h i for Write of harbour number 0?");
+  EXPECT_EQ(own[1], built_in[1]);  // in the other language
+  write("mine/en/judge_response.txt", "How good is {text}?\n");
+  expect_refused(command(answered(), {"--judge-export", at("ask.jsonl"), "--prompts", at("mine")}),
+                 {"mine/en/judge_response.txt", "lacks {instruction}"});
+}
+
 TEST_F(EvaluateLonGen, RefusesWhatCannotBe) {
   const std::string begin = "{\"type\":\"about\",\"constraint\":\"10 words\"";
   const auto refused = [&](const std::string& line, const Words& more, const Words& words) {

@@ -130,7 +130,8 @@ TEST(Judgement, ReportLeavesNoRowOut) {
 
 TEST(Judgement, IsAskedForInBothLanguages) {
   for (const Language language : {Language::en, Language::zh}) {
-    const Prompts prompts = Prompts::load(SELFLENGTHEN_SOURCE_DIR "/input/prompts", language);
+    const Prompts prompts =
+        Prompts::load(SELFLENGTHEN_SOURCE_DIR "/input/prompts", language, judge_prompts());
     const std::string question = judge_question(prompts, "Write of {text}.", "A {instruction} of the sea.");
     EXPECT_NE(question.find("Write of {text}."), std::string::npos);
     EXPECT_NE(question.find("A {instruction} of the sea."), std::string::npos);

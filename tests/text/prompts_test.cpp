@@ -52,15 +52,17 @@ class SpoiltInput : public testing::Test {
 
 TEST(Prompts, BothLanguagesAreComplete) {
   for (const Language language : {Language::en, Language::zh}) {
-    const Prompts prompts = Prompts::load(input / "prompts", language);
-    for (const PromptKind& kind : prompt_kinds()) {
-      PromptValues values;
-      for (const std::string& name : kind.placeholders) values[name] = "<" + name + ">";
-      const std::string text = prompts.render(kind.name, values);
-      if (kind.name != "instruct_begun") {  // which is little but numbers
-        EXPECT_EQ(detect_language(text), language) << text;
+    for (const auto& kinds : {method_prompts(), judge_prompts()}) {
+      const Prompts prompts = Prompts::load(input / "prompts", language, kinds);
+      for (const PromptKind& kind : kinds) {
+        PromptValues values;
+        for (const std::string& name : kind.placeholders) values[name] = "<" + name + ">";
+        const std::string text = prompts.render(kind.name, values);
+        if (kind.name != "instruct_begun") {  // which is little but numbers
+          EXPECT_EQ(detect_language(text), language) << text;
+        }
+        for (const auto& [name, value] : values) EXPECT_THAT(text, HasSubstr(value));
       }
-      for (const auto& [name, value] : values) EXPECT_THAT(text, HasSubstr(value));
     }
   }
 }
@@ -84,6 +86,8 @@ TEST(Prompts, ValuesAreNotSearchedForPlaceholders) {
 }
 
 TEST_F(SpoiltInput, EachFaultOfAPromptIsNamed) {
+  EXPECT_EQ(load_message(), "no InputError");
+  fs::remove(folder_ / "prompts/en/judge_response.txt");  // of an evaluation, not of a run
   EXPECT_EQ(load_message(), "no InputError");
   write("prompts/en/extend.txt", "Write {text} again, {not a name}, { and } stay.");
   EXPECT_THAT(load_message(), AllOf(HasSubstr("extend.txt"), HasSubstr("lacks {instruction}")));
