@@ -25,9 +25,48 @@ bool contains(std::string_view text, std::string_view part) {
   return text.find(part) != std::string_view::npos;
 }
 
+// The quote of the string literal of an expression in which a template stands at `place`; 0 in plain text.
+char quote_around(std::string_view chat_template, size_t place) {
+  const std::string_view before = chat_template.substr(0, place);
+  // One past the last of two marks; 0 where neither is.
+  const auto after_last = [&](std::string_view a, std::string_view b) {
+    return std::max(before.rfind(a) + 1, before.rfind(b) + 1);
+  };
+  const size_t opened = after_last("{{", "{%");
+  if (opened <= after_last("}}", "%}")) return 0;
+  char quote = 0;
+  for (size_t i = opened; i < place; ++i) {
+    const char c = before[i];
+    if (quote != 0 && c == '\\') {
+      ++i;
+    } else if (quote != 0 ? c == quote : c == '\'' || c == '"') {
+      quote = quote != 0 ? '\0' : c;
+    }
+  }
+  return quote;
+}
+
+// A string literal of a template without its escapes.
+std::string unescaped(std::string_view literal) {
+  std::string text;
+  for (size_t i = 0; i < literal.size(); ++i) {
+    if (literal[i] != '\\' || i + 1 == literal.size()) {
+      text += literal[i];
+      continue;
+    }
+    const char c = literal[++i];
+    if (c == 'n' || c == 't') {
+      text += c == 'n' ? '\n' : '\t';
+    } else {
+      text += c;
+    }
+  }
+  return text;
+}
+
 // A template writes its default system line out: '<|im_start|>system\nLINE<|im_end|>', with a newline or an
-// escaped one. Other occurrences of the start join a variable or tools instead, which shows by a quote before
-// the end of the turn.
+// escaped one, in a string literal or as plain text. Other occurrences of the start join a variable or tools
+// instead: the literal ends, or an expression begins, before the end of the turn.
 std::string default_system_of(std::string_view chat_template) {
   for (const std::string_view newline : {"\n", "\\n"}) {
     const std::string start = std::string(chatml_start) + "system" + std::string(newline);
@@ -35,9 +74,16 @@ std::string default_system_of(std::string_view chat_template) {
          at = chat_template.find(start, at + 1)) {
       const std::string_view rest = chat_template.substr(at + start.size());
       const std::string_view line = rest.substr(0, rest.find(chatml_end));
-      const bool literal = line.size() < rest.size() && !line.empty() && !contains(line, "'") &&
-                           !contains(line, "\"") && !contains(line, "{");
-      if (literal) return std::string(line);
+      if (line.size() == rest.size() || line.empty()) continue;
+      if (const char quote = quote_around(chat_template, at)) {
+        // Its own quote may stand in it behind a backslash.
+        size_t end = line.find(quote);
+        while (end != std::string_view::npos && end > 0 && line[end - 1] == '\\')
+          end = line.find(quote, end + 1);
+        if (end == std::string_view::npos) return unescaped(line);
+      } else if (newline == "\n" && !contains(line, "{{") && !contains(line, "{%")) {
+        return std::string(line);
+      }
     }
   }
   return {};

@@ -128,6 +128,12 @@ TEST(ChatFormat, IsRecognizedInATemplate) {
       {%- else %}{{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}
       {{- '<|im_start|>system\nYou are large.<|im_end|>\n' }}{%- endif %})";
   EXPECT_EQ(chat_format_of_template(qwen25, "file").default_system, "You are large.");
+  // Qwen2.5-Math's has braces and an escaped backslash; plain text of a template has no escapes.
+  const std::string math = R"({{- '<|im_start|>system\nUse \\boxed{}, don\'t guess.<|im_end|>\n' }})";
+  EXPECT_EQ(chat_format_of_template(math, "file").default_system, "Use \\boxed{}, don't guess.");
+  const std::string plain = "{% if true %}<|im_start|>system\nIt's {\"so\"} \\n.<|im_end|>\n{% endif %}";
+  EXPECT_EQ(chat_format_of_template(plain, "file").default_system, "It's {\"so\"} \\n.");
+  EXPECT_EQ(chat_format_of_template("<|im_start|>system\n{{ system }}<|im_end|>", "file").default_system, "");
   EXPECT_EQ(chat_format_of_template("{{'<|im_start|>' + message['role']}}", "file").default_system, "");
   EXPECT_EQ(chat_format_of_template("<|start_header_id|>", "file").system_preamble, "");
   const auto dated = chat_format_of_template(
