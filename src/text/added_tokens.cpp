@@ -82,6 +82,7 @@ std::vector<AddedTokens::Piece> AddedTokens::split(std::string_view text, bool f
     if (token->special && !find_special) continue;
     if (token->single_word && !stands_alone(text, start, end)) continue;
     if (token->strip_left) {
+      start = std::max(start, taken);
       while (start > taken) {
         const size_t before = previous_start(text, start);
         if (before < taken || !is_white_space(decode_at(text, before).value)) break;
@@ -95,9 +96,12 @@ std::vector<AddedTokens::Piece> AddedTokens::split(std::string_view text, bool f
         end += static_cast<size_t>(point.length);
       }
     }
+    if (start >= end) continue;
     if (start > taken) pieces.push_back({text.substr(taken, start - taken), std::nullopt});
     pieces.push_back({text.substr(start, end - start), token->id});
-    taken = at = end;
+    // The search goes on behind the match, not behind the space it strips: a token of white space counts
+    // again, as in Hugging Face's library.
+    taken = end;
   }
   if (taken < text.size()) pieces.push_back({text.substr(taken), std::nullopt});
   return pieces;

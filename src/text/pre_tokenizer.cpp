@@ -16,22 +16,65 @@ std::string pcre2_message(int code) {
   return reinterpret_cast<const char*>(text.data());
 }
 
-// PCRE2's \s takes U+180E for a space, which is none since Unicode 6.3; White_Space is exact, inside classes
-// as well.
-std::string with_unicode_spaces(std::string_view pattern) {
+// The pattern as PCRE2 writes what Oniguruma, which Hugging Face's library splits with, means by it:
+// White_Space, without U+180E; \w and \h (a hexadecimal digit) by properties; ^ and $ at every line.
+// InputError on what would mean something else and has no such form.
+std::string as_pcre2(std::string_view pattern, std::string_view where) {
+  const auto refuse = [&](std::string_view part) {
+    throw InputError(
+        "the pattern '" + std::string(pattern) + "' has " + std::string(part) + ", which is not supported",
+        where, "use a tokenizer of a supported family");
+  };
+  constexpr std::string_view word = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc})", hexadecimal = "0-9A-Fa-f";
   std::string result;
+  bool in_class = false;
   for (size_t i = 0; i < pattern.size(); ++i) {
-    if (pattern[i] != '\\' || i + 1 == pattern.size()) {
-      result += pattern[i];
-      continue;
-    }
-    const char escaped = pattern[++i];
-    if (escaped == 's') {
-      result += "\\p{White_Space}";
-    } else if (escaped == 'S') {
-      result += "\\P{White_Space}";
+    const char c = pattern[i];
+    const std::string_view rest = pattern.substr(i);
+    if (c == '\\' && rest.size() > 1) {
+      const char escaped = pattern[++i];
+      const auto set = [&](std::string_view members, bool complement) {
+        if (in_class && complement) refuse("a complement inside a class");
+        result.append(in_class ? "" : complement ? "[^" : "[").append(members).append(in_class ? "" : "]");
+      };
+      switch (escaped) {
+        case 's':
+          result += "\\p{White_Space}";
+          break;
+        case 'S':
+          result += "\\P{White_Space}";
+          break;
+        case 'w':
+        case 'W':
+          set(word, escaped == 'W');
+          break;
+        case 'h':
+        case 'H':
+          set(hexadecimal, escaped == 'H');
+          break;
+        case 'u':
+          if (rest.size() < 6) refuse("an incomplete \\u");
+          result.append("\\x{").append(rest.substr(2, 4)).append("}");
+          i += 4;
+          break;
+        case 'b':
+        case 'B':
+          if (!in_class) refuse("a border of words");
+          [[fallthrough]];
+        default:
+          result += {'\\', escaped};
+      }
+    } else if (!in_class && c == '[') {
+      in_class = true;
+      result += c;
+      if (rest.size() > 1 && rest[1] == '^') result += pattern[++i];
+    } else if (in_class && (c == '[' || rest.starts_with("&&"))) {
+      refuse("a class inside a class");
+    } else if (!in_class && (c == '^' || c == '$')) {
+      result += c == '^' ? R"((?<![^\n]))" : R"((?![^\n]))";
     } else {
-      result += {'\\', escaped};
+      in_class = in_class && c != ']';
+      result += c;
     }
   }
   return result;
@@ -54,7 +97,7 @@ struct Regex::Compiled {
 };
 
 Regex::Regex(std::string_view pattern, bool literal, std::string_view where) {
-  const std::string source = literal ? std::string(pattern) : with_unicode_spaces(pattern);
+  const std::string source = literal ? std::string(pattern) : as_pcre2(pattern, where);
   // \C would end a match inside a character, where the next must not begin.
   const uint32_t options = PCRE2_UTF | (literal ? PCRE2_LITERAL : PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C);
   int error = 0;

@@ -268,8 +268,29 @@ TEST_F(TokenizerJson, PatternsThatCannotSplitAreRefused) {
   EXPECT_THAT(refusal("(a+)+$", std::string(40, 'a') + "b"),
               AllOf(HasSubstr("(a+)+$"), HasSubstr("41 bytes")));
   EXPECT_THAT(refusal("\\C", "é"), HasSubstr("does not compile"));
+  EXPECT_THAT(refusal("\\b", "a"), HasSubstr("border of words"));
+  EXPECT_THAT(refusal("[\\p{L}&&[^a]]", "a"), HasSubstr("class inside a class"));
   // More than the compiled pattern's stack holds, which is no reason to refuse.
   EXPECT_EQ(refusal("(?:(a)|b)+", std::string(200000, 'a')), "no InputError");
+}
+
+// What Oniguruma means by a pattern, where PCRE2 by itself means something else; checked with Hugging Face's
+// library.
+TEST_F(TokenizerJson, PatternsMeanWhatOnigurumaMeans) {
+  const auto words = [&](const std::string& pattern, const std::string& text) {
+    std::vector<std::string> found;
+    std::deque<std::string> owned;
+    PreTokenizer pre;
+    pre.add_split(Regex(pattern, false, "file"));
+    for (const std::string_view word : pre.split(text, owned)) found.emplace_back(word);
+    return found;
+  };
+  EXPECT_EQ(words("[\\u4e00-\\u9fff]+", "a中文b"), (Strings{"a", "中文", "b"}));
+  EXPECT_EQ(words("\\h+", "fog 1z"), (Strings{"f", "og ", "1", "z"}));
+  EXPECT_EQ(words("[\\h.]+", "z.f "), (Strings{"z", ".f", " "}));
+  EXPECT_EQ(words("\\w+", "❤\uFE0F ที่"), (Strings{"❤", "\uFE0F", " ", "ที่"}));
+  EXPECT_EQ(words("b$", "b\nab\n"), (Strings{"b", "\na", "b", "\n"}));
+  EXPECT_EQ(words("^a", "aa\na"), (Strings{"a", "a\n", "a"}));
 }
 
 TEST_F(TokenizerJson, WholeWordsAndUnknownBytes) {
@@ -297,6 +318,10 @@ TEST_F(TokenizerJson, FlagsOfAddedTokensAreKept) {
   EXPECT_EQ(tokenizer.encode("solo hello").size(), 1U);  // the longest wins
   EXPECT_EQ(tokenizer.encode("solo", false, false),
             std::vector<int32_t>{501});  // not special: found either way
+  // A token within the space that one before it strips counts again.
+  added.push_back({{"id", 503}, {"content", "<r>"}, {"rstrip", true}, {"special", false}});
+  added.push_back({{"id", 504}, {"content", "\n\n"}, {"special", false}});
+  EXPECT_EQ(load().encode("<r>\n\nsolo"), (std::vector<int32_t>{503, 504, 501}));
 }
 
 TEST_F(TokenizerJson, ComposesWhereTheNormalizerSaysSo) {
