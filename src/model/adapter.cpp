@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -57,12 +58,8 @@ json read_adapter_config(const std::string& path) {
   if (!content.is_object() || content["peft_type"] != "LORA") {
     throw InputError("is not the configuration of a LoRA adapter", path, "give a PEFT adapter of type LORA");
   }
-  for (const char* key : {"use_dora", "use_rslora"}) {
-    if (content.contains(key) && content[key] == true) {
-      throw InputError(fmt::format("'{}' is true, which is not supported", key), path,
-                       "use a plain LoRA adapter");
-    }
-  }
+  if (content.contains("use_dora") && content["use_dora"] == true)
+    throw InputError("'use_dora' is true, which is not supported", path, "use a plain LoRA adapter");
   for (const char* key : {"rank_pattern", "alpha_pattern"}) {
     if (content.contains(key) && content[key].is_object() && !content[key].empty()) {
       throw InputError(fmt::format("'{}' gives modules different ranks, which is not supported", key), path,
@@ -187,7 +184,12 @@ void initialise(Adapter& adapter, uint64_t seed) {
 
 LoraShape read_lora_shape(const std::string& folder) {
   const json content = read_adapter_config(folder + "/adapter_config.json");
-  return {content["r"].get<int64_t>(), content["lora_alpha"].get<float>()};
+  const auto rank = content["r"].get<int64_t>();
+  auto alpha = content["lora_alpha"].get<float>();
+  // Rank-stabilized LoRA scales by alpha / sqrt(rank): as plain LoRA does with a larger alpha.
+  if (content.contains("use_rslora") && content["use_rslora"] == true)
+    alpha *= std::sqrt(static_cast<float>(rank));
+  return {rank, alpha};
 }
 
 Adapter load_adapter(const std::string& folder, const ModelConfig& config, const Shard& shard,
@@ -208,6 +210,9 @@ Adapter load_adapter(const std::string& folder, const ModelConfig& config, const
     }
     std::vector<float> whole(static_cast<size_t>(tensor.shape[0] * tensor.shape[1]));
     file->read(tensor.name, {0, tensor.shape[0], 0, tensor.shape[1]}, whole.data());
+    if (!std::all_of(whole.begin(), whole.end(), [](float value) { return std::isfinite(value); }))
+      throw InputError(fmt::format("tensor '{}' has NaN or infinity", tensor.name), path,
+                       "use another adapter");
     scatter_whole(tensor, whole);
   }
   if (found != file->tensors().size()) {

@@ -60,7 +60,11 @@ RopeScaling scaling_from_json(const json& rope, const ModelConfig& config, const
       break;
     }
   }
-  if (kind == "default") return scaling;
+  if (kind == "default") {
+    if (rope.contains("factor"))
+      throw InputError("RoPE scaling has a factor and no rope_type", where, "add the type, or remove it");
+    return scaling;
+  }
   if (kind == "linear") {
     scaling.kind = RopeScaling::Kind::linear;
   } else if (kind == "llama3") {
@@ -71,6 +75,14 @@ RopeScaling scaling_from_json(const json& rope, const ModelConfig& config, const
     throw InputError(fmt::format("RoPE scaling '{}' is unknown", kind), where,
                      "use a model with default, linear, llama3 or yarn scaling");
   }
+  std::vector<const char*> needed = {"factor"};
+  if (scaling.kind == RopeScaling::Kind::llama3)
+    needed = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"};
+  for (const char* key : needed) {
+    if (!rope.contains(key) || rope[key].is_null())
+      throw InputError(fmt::format("RoPE scaling '{}' has no '{}'", kind, key), where,
+                       "download the model again");
+  }
   scaling.factor = number_or(rope, "factor", 1.0, where);
   scaling.low_frequency_factor = number_or(rope, "low_freq_factor", 1.0, where);
   scaling.high_frequency_factor = number_or(rope, "high_freq_factor", 4.0, where);
@@ -78,7 +90,16 @@ RopeScaling scaling_from_json(const json& rope, const ModelConfig& config, const
       number_or(rope, "original_max_position_embeddings", static_cast<double>(config.max_positions), where);
   scaling.beta_fast = number_or(rope, "beta_fast", 32.0, where);
   scaling.beta_slow = number_or(rope, "beta_slow", 1.0, where);
+  scaling.whole_dimensions = flag_or(rope, "truncate", true);
   scaling.attention_factor = number_or(rope, "attention_factor", 0.0, where);
+  // The form of DeepSeek's configurations: a quotient of two such factors.
+  const double numerator = number_or(rope, "mscale", 0.0, where);
+  const double denominator = number_or(rope, "mscale_all_dim", 0.0, where);
+  if (scaling.kind == RopeScaling::Kind::yarn && scaling.attention_factor == 0.0 && numerator != 0.0 &&
+      denominator != 0.0 && scaling.factor > 1.0) {
+    const double growth = 0.1 * std::log(scaling.factor);
+    scaling.attention_factor = (growth * numerator + 1.0) / (growth * denominator + 1.0);
+  }
   return scaling;
 }
 
@@ -160,7 +181,10 @@ ModelConfig config_from_huggingface(const std::string& folder) {
   // Transformers 5 writes rope_parameters (base and scaling in one); older ones rope_theta and rope_scaling.
   json rope = json::object();
   for (const char* key : {"rope_scaling", "rope_parameters"}) {
-    if (content.contains(key) && content[key].is_object()) rope = content[key];
+    if (!content.contains(key) || content[key].is_null()) continue;
+    if (!content[key].is_object())
+      throw InputError(fmt::format("'{}' is no object", key), path, "correct the file");
+    rope = content[key];
   }
   config.rope_theta = number_or(rope, "rope_theta", number_or(content, "rope_theta", 10000.0, path), path);
   config.rope_scaling = scaling_from_json(rope, config, path);
@@ -354,6 +378,7 @@ std::string to_huggingface_json(const ModelConfig& config, const std::vector<int
         {"factor", scaling.factor},
         {"beta_fast", scaling.beta_fast},
         {"beta_slow", scaling.beta_slow},
+        {"truncate", scaling.whole_dimensions},
         {"attention_factor", config.rope_magnitude()},
         {"original_max_position_embeddings", static_cast<int64_t>(scaling.original_positions)}};
   }

@@ -20,7 +20,8 @@ struct RopeScaling {
   double low_frequency_factor = 1.0, high_frequency_factor = 4.0;  // llama3
   double original_positions = 0.0;                                 // llama3, yarn
   double beta_fast = 32.0, beta_slow = 1.0;                        // yarn
-  double attention_factor = 0.0;                                   // yarn; 0: 0.1 ln(factor) + 1
+  bool whole_dimensions = true;   // yarn: the ramp begins and ends at whole dimensions ("truncate")
+  double attention_factor = 0.0;  // yarn; 0: 0.1 ln(factor) + 1
   // GGUF files of Llama 3.1 carry the llama3 rule as divisors of the frequencies (rope_freqs.weight).
   std::vector<float> divisors;
 };

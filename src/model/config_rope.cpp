@@ -29,8 +29,14 @@ struct YarnRamp {
       return static_cast<double>(head_dim) * std::log(scaling.original_positions / (turns * two_pi)) /
              (2.0 * std::log(theta));
     };
-    low = std::max(std::floor(dimension_of(scaling.beta_fast)), 0.0);
-    high = std::min(std::ceil(dimension_of(scaling.beta_slow)), static_cast<double>(head_dim - 1));
+    low = dimension_of(scaling.beta_fast);
+    high = dimension_of(scaling.beta_slow);
+    if (scaling.whole_dimensions) {
+      low = std::floor(low);
+      high = std::ceil(high);
+    }
+    low = std::max(low, 0.0);
+    high = std::min(high, static_cast<double>(head_dim - 1));
     if (low == high) high += 0.001;
   }
   double interpolated_share(double dimension) const {

@@ -66,6 +66,49 @@ TEST_F(Source, NumbersThatAreNotFiniteAreRefused) {
   EXPECT_EQ(open_model(folder_.path()).config.rope_scaling.factor, 2.0);
 }
 
+TEST_F(Source, AHalfStatedRopeScalingIsRefused) {
+  change_config("rope_scaling", "linear");
+  EXPECT_THAT(refusal(), AllOf(HasSubstr("config.json"), HasSubstr("no object")));
+  change_config("rope_scaling", {{"factor", 4.0}});
+  EXPECT_THAT(refusal(), AllOf(HasSubstr("config.json"), HasSubstr("rope_type")));
+  change_config("rope_scaling", {{"rope_type", "yarn"}});
+  EXPECT_THAT(refusal(), AllOf(HasSubstr("config.json"), HasSubstr("'factor'")));
+  change_config("rope_scaling", {{"rope_type", "llama3"}, {"factor", 8.0}, {"low_freq_factor", 1.0}});
+  EXPECT_THAT(refusal(), AllOf(HasSubstr("config.json"), HasSubstr("'high_freq_factor'")));
+}
+
+// The figures are those of Transformers' _compute_yarn_parameters, for a base of 100000 and heads of 16
+// numbers.
+TEST_F(Source, YarnFollowsAllThatItsConfigurationStates) {
+  json scaling = {{"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 512}};
+  const auto opened = [&] {
+    change_config("rope_scaling", scaling);
+    return open_model(folder_.path()).config;
+  };
+  const auto expect_frequencies = [&](const std::vector<double>& expected) {
+    const std::vector<float> found = opened().rope_frequencies();
+    ASSERT_EQ(found.size(), expected.size());
+    for (size_t i = 0; i < found.size(); ++i) EXPECT_NEAR(found[i], expected[i], 1e-6 * expected[i]) << i;
+  };
+  expect_frequencies(
+      {1.0, 0.1926741, 0.03514633, 0.0058341566, 0.00079056947, 0.00018747355, 4.4456985e-05, 1.0542413e-05});
+  EXPECT_NEAR(opened().rope_magnitude(), 1.1386294, 1e-6);
+  scaling["truncate"] = false;
+  expect_frequencies({1.0, 0.2112526, 0.032582846, 0.0035736151, 0.00079056947, 0.00018747355, 4.4456985e-05,
+                      1.0542413e-05});
+  scaling["mscale"] = 0.7;
+  scaling["mscale_all_dim"] = 1.3;
+  EXPECT_NEAR(opened().rope_magnitude(), 0.92952349, 1e-6);
+}
+
+TEST_F(Source, RankStabilizedAdaptersScaleByTheRootOfTheRank) {
+  const std::string config = folder_ / "adapter_config.json";
+  test::write_bytes(config, R"({"peft_type": "LORA", "r": 16, "lora_alpha": 8})");
+  EXPECT_EQ(read_lora_shape(folder_.path()).scale(), 0.5F);
+  test::write_bytes(config, R"({"peft_type": "LORA", "r": 16, "lora_alpha": 8, "use_rslora": true})");
+  EXPECT_EQ(read_lora_shape(folder_.path()).scale(), 2.0F);
+}
+
 TEST_F(Source, NamesInAGgufFileAreAnyBytes) {
   std::string bytes = test::read_bytes(reference + "gguf/qwen2/model.gguf");
   const size_t name = bytes.find("blk.0.attn_q.weight");
