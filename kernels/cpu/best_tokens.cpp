@@ -3,13 +3,13 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
-#include <string>
 #include <vector>
 
 #include "kernels/cpu/fast_exp.hpp"
 #include "kernels/cpu/rows.hpp"
 #include "kernels/ops.hpp"
 #include "kernels/shapes.hpp"
+#include "kernels/unusable_logits.hpp"
 
 namespace sl {
 namespace {
@@ -95,10 +95,7 @@ void launch<Device::cpu>(const Context& context, const BestTokens& op) {
     }
   }
   // An exception may not leave a parallel loop.
-  if (unusable >= 0) {
-    throw BugError("BestTokens: the logits of row " + std::to_string(unusable) +
-                   " have NaN, or nothing finite");
-  }
+  if (unusable >= 0) throw unusable_logits();
 }
 
 }  // namespace sl

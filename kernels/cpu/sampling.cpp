@@ -4,7 +4,6 @@
 #include <atomic>
 #include <functional>
 #include <limits>
-#include <string>
 #include <vector>
 
 #include "core/rng.hpp"
@@ -12,6 +11,7 @@
 #include "kernels/cpu/rows.hpp"
 #include "kernels/ops.hpp"
 #include "kernels/shapes.hpp"
+#include "kernels/unusable_logits.hpp"
 
 namespace sl {
 namespace {
@@ -277,9 +277,7 @@ void launch<Device::cpu>(const Context& context, const SampleTokens& op) {
     if (out[row] < 0) unusable = row;
   }
   // An exception may not leave a parallel loop.
-  if (unusable >= 0)
-    throw BugError("SampleTokens: the logits of row " + std::to_string(unusable) +
-                   " have NaN, or nothing finite");
+  if (unusable >= 0) throw unusable_logits();
   for (int64_t row = 0; row < rows; ++row) {
     const int32_t slot = op.slots.data<int32_t>()[row];
     if (slot >= 0) set_bit(op.seen, slot, out[row]);

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "kernels/ops.hpp"
+#include "kernels/unusable_logits.hpp"
 
 namespace sl {
 namespace {
@@ -201,7 +202,7 @@ void ModelStep::collect(StepResult& result) {
   for (size_t row = 0; row < sampled.size(); ++row, tokens += most_best_tokens, scores += most_best_tokens) {
     if (step.best[row] > 0) sampled[row] = tokens[0];
     if (step.chosen[row] >= 0) sampled[row] = step.chosen[row];
-    require(sampled[row] >= 0, "the logits of a row have NaN, or nothing finite");
+    if (sampled[row] < 0) throw unusable_logits();
     for (int32_t i = 0; i < step.best[row]; ++i) result.best.push_back({tokens[i], scores[i]});
   }
   // Every rank has drawn the same tokens from the same logits; rank 0's are taken so that nothing, not even

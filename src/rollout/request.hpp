@@ -11,9 +11,13 @@
 
 namespace sl {
 
+// Divided by less, logits may overflow, and the likeliest token is all but certain. The same number as in
+// vLLM.
+constexpr float least_temperature = 1e-5F;
+
 // METHOD.md's decoding defaults.
 struct SamplingParameters {
-  float temperature = 0.7F;  // 0: greedy
+  float temperature = 0.7F;  // 0: greedy, and so is less than least_temperature
   float top_p = 0.8F;
   int32_t top_k = 20;               // 0: off
   float repetition_penalty = 1.1F;  // over prompt and output tokens; 1: off

@@ -69,7 +69,7 @@ void Scheduler::emit_output(StepPlan& plan, const Sequence& sequence) const {
   const SamplingParameters& sampling = request.sampling;
   plan.outputs.push_back(sequence.id);
   rows.slots.push_back(sampling.repetition_penalty != 1.0F ? sequence.slot : -1);
-  rows.temperature.push_back(sampling.temperature);
+  rows.temperature.push_back(sampling.temperature < least_temperature ? 0.0F : sampling.temperature);
   rows.top_p.push_back(sampling.top_p);
   rows.penalty.push_back(sampling.repetition_penalty);
   rows.top_k.push_back(sampling.top_k);

@@ -187,7 +187,7 @@ TEST_P(BestTokensTest, RefusesLogitsThatAreNotNumbers) {
   infinite.logits[3] = INFINITY;
   for (const BestRow& row : {nan, nothing, infinite}) {
     if (on_host()) {
-      EXPECT_THROW(best_tokens(context(), {good, row}, 2), BugError);
+      EXPECT_THROW(best_tokens(context(), {good, row}, 2), InputError);
     } else {
       const auto best = best_tokens(context(), {good, row}, 2);
       EXPECT_EQ(best[0].tokens, best_tokens(context(), {good}, 2)[0].tokens);
