@@ -97,7 +97,9 @@ T CommandLine::parse_number(const std::string& text, const Bounds& bounds, const
   const char* const end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data(), end, value);
   if (error == std::errc::result_out_of_range)
-    throw InputError(fmt::format("{} is too large", text), where, "choose a smaller number");
+    throw InputError(
+        fmt::format("{} is too large{}", text, std::is_integral_v<T> ? "" : ", or too near to 0"), where,
+        "choose another number");
   bool finite = true;  // "inf" and "nan" are read as numbers too, and no option means them
   if constexpr (std::is_floating_point_v<T>) finite = std::isfinite(value);
   if (error != std::errc() || stop != end || !finite) {
@@ -273,6 +275,8 @@ void CommandLine::read_file(const std::string& path) {
   std::string line;
   for (int number = 1; std::getline(file, line); ++number) {
     const std::string where = fmt::format("{}:{}", path, number);
+    if (number == 1 && line.starts_with("\xEF\xBB\xBF"))
+      line.erase(0, 3);  // the mark that some editors write
     // A comment starts a line or follows white space, so that a value may hold a '#'.
     for (size_t at = line.find('#'); at != std::string::npos; at = line.find('#', at + 1)) {
       if (at == 0 || line[at - 1] == ' ' || line[at - 1] == '\t') {

@@ -85,6 +85,11 @@ int run_command(const Arguments& arguments) {
   apply(choice.training, choice.method.training);
   choice.method.deterministic = choice.model.deterministic;
   choice.method.sampling.validate();
+  if (choice.method.instruction_max_words - choice.method.instruction_min_words < 2) {
+    throw InputError(fmt::format("no number of words is above {} and below {}",
+                                 choice.method.instruction_min_words, choice.method.instruction_max_words),
+                     "--instruction-min-words, --instruction-max-words", "leave numbers between them");
+  }
   if (choice.method.training.finetune == Finetune::full) {
     throw InputError("the roles of a run are adapters", "--finetune full",
                      "use --finetune lora (full: see `train`)");

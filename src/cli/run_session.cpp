@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <filesystem>
 #include <memory>
 #include <set>
 
@@ -10,8 +9,6 @@
 
 namespace sl {
 namespace {
-
-namespace fs = std::filesystem;
 
 // Options that may differ when a run continues: where and how fast it runs, not what it computes.
 const std::set<std::string, std::less<>> free_to_change = {"out",
@@ -61,9 +58,6 @@ void check_same_run(const RunSetup& setup, const nlohmann::json& before, const M
 // What rank 0 does before the others may touch the folder. Leaves run.json saying "running".
 std::unique_ptr<RunLock> open_run(const RunSetup& setup, const ModelSource& source, const Grid& grid) {
   const RunFolder& folder = setup.folder;
-  std::error_code error;
-  fs::create_directories(folder.path(), error);
-  if (error) throw SystemError("mkdir", folder.path(), error.value());
   auto lock = std::make_unique<RunLock>(folder);
   nlohmann::json run = folder.read_run();
   const bool begins = run.is_null();

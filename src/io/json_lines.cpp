@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <filesystem>
 #include <fstream>
 
 #include "core/error.hpp"
@@ -13,7 +14,8 @@ namespace sl {
 
 std::vector<JsonRow> read_json_lines(const std::string& path) {
   std::ifstream file(path);
-  if (!file) throw InputError("cannot be opened", path, "check the path");
+  if (!file || std::filesystem::is_directory(path))
+    throw InputError("cannot be opened as a file", path, "check the path");
   std::vector<JsonRow> rows;
   std::string line;
   for (int64_t number = 1; std::getline(file, line); ++number) {

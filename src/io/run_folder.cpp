@@ -148,7 +148,7 @@ RunLock::RunLock(const RunFolder& folder) {
   std::error_code error;
   fs::create_directories(folder.path(), error);
   if (!fs::is_directory(folder.path(), error)) {
-    throw InputError("cannot be made a folder", folder.path(), "choose another --out");
+    throw InputError("cannot be made a folder", folder.path(), "choose another folder");
   }
   const std::string path = folder.path() + "/.lock";
   file_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644);

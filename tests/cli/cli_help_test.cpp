@@ -77,6 +77,7 @@ TEST_F(Program, RefusesImpossibleValues) {
   expect_refused(with({"--max-tokens", "0"}), {"--max-tokens", "at least 1"});
   expect_refused(with({"--max-tokens", "12x"}), {"--max-tokens", "'12x'", "whole number"});
   expect_refused(with({"--max-tokens", "99999999999999999999"}), {"--max-tokens", "too large"});
+  expect_refused(with({"--temperature", "5e-324"}), {"--temperature", "near to 0"});
   expect_refused(with({"--seed", "-1"}), {"--seed"});
   expect_refused(with({"--raw=maybe"}), {"--raw", "maybe"});
   expect_refused(with({"--device", "gpu"}), {"--device", "gpu", "auto, cpu, cuda, debug", "cpu"});
@@ -103,6 +104,10 @@ TEST_F(Program, ReadsOptionsFromAFile) {
     arguments.push_back(write("bad.cfg", text));
     expect_refused(arguments, words);
   };
+  // As a Windows editor writes it.
+  const std::string windows = write("w.cfg", "\xEF\xBB\xBFlang = en\r\ninput = " + texts + "\r\n");
+  EXPECT_EQ(run({"text", "check", "--config", windows, "--output", at("w.jsonl")}).code, 0);
+  EXPECT_EQ(read_text(at("w.jsonl")), read_text(at("b.jsonl")));
   refused("lang = en\n\nimput = x\n", {"bad.cfg:3", "imput", "input"});
   refused("lang = fr\n", {"bad.cfg:1", "lang", "fr"});
   refused("lang\n", {"bad.cfg:1", "name = value"});

@@ -222,6 +222,21 @@ TEST_F(ProgramOnModel, DrawsDependOnTheSeedAndTheRowAlone) {
   EXPECT_NE(first, responses({"--seed", "4"}, 1));
 }
 
+TEST_F(ProgramOnModel, TheSmallestTemperatureIsGreedy) {
+  const std::string input = write("p.jsonl", "{\"prompt\":\"A story of the sea\"}\n");
+  const auto tokens = [&](const std::string& temperature) {
+    const Outcome outcome = run({"generate", "--model", model("qwen2"), "--input", input, "--output", "-",
+                                 "--raw", "--max-tokens", "12", "--temperature", temperature});
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    const std::vector<json> answer = parse_rows(outcome.out);
+    return answer.empty() ? json() : answer[0]["tokens"];
+  };
+  const json greedy_tokens = tokens("0");
+  EXPECT_FALSE(greedy_tokens.is_null());
+  EXPECT_EQ(tokens("1e-40"), greedy_tokens);
+  EXPECT_EQ(tokens("1e-6"), greedy_tokens);
+}
+
 TEST_F(ProgramOnModel, SearchesWithBeams) {
   const json expected = parse_rows(read_text(model("qwen2") + "/beams.jsonl")).front();
   const std::string input = write("p.jsonl", json{{"prompt_tokens", expected["prompt_tokens"]}}.dump());

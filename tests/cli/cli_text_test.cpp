@@ -103,6 +103,7 @@ TEST_F(Program, RefusesOutputThatCannotBe) {
   expect_refused(arguments("/dev/null"), {"/dev/null"});
   expect_refused({"text", "check", "--lang", "en", "--input", write("e.jsonl", "\n"), "--output", "-"},
                  {"e.jsonl", "no rows"});
+  expect_refused({"text", "check", "--lang", "en", "--input", at(""), "--output", "-"}, {"as a file"});
 }
 
 TEST_F(Program, FullDiskIsAFailureOfOneLine) {

@@ -25,6 +25,9 @@ TEST(BadInput, OfTheCommandLine) {
   expect_refused(run_job(2, tiny_run(out, {"--config", scratch / "typo.cfg"})),
                  {"itterations", "iterations", "typo.cfg"});
   EXPECT_FALSE(std::filesystem::exists(out));
+  expect_refused(run_job(1, tiny_run(scratch / "typo.cfg")), {"typo.cfg", "cannot be made a folder"});
+  expect_refused(run_job(1, tiny_run(out, {"--instruction-min-words", "9", "--instruction-max-words", "10"})),
+                 {"--instruction-min-words", "9", "10"});
 }
 
 TEST(BadInput, ARunFolderOfAnotherRun) {
