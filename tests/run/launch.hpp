@@ -33,15 +33,13 @@ struct Ended {
   std::string out, err;
 };
 
-// A job of so many ranks in a process group of its own. One that is still running after a minute is killed,
-// and counts as a hang.
-// A job of two seconds that takes longer hangs; four ranks on two busy cores have taken over a minute.
-constexpr std::chrono::seconds patience(200);
-
+// A job of so many ranks in a process group of its own (four on two busy cores have taken over a minute). One
+// that is still running after `patience` seconds is killed, and counts as a hang.
 class Job {
  public:
   Job(int ranks, const std::vector<std::string>& arguments,
-      const std::map<std::string, std::string>& more_environment = {}) {
+      const std::map<std::string, std::string>& more_environment = {}, int patience = 200)
+      : patience_(patience) {
     std::string command = "exec mpirun --oversubscribe --bind-to none -n " + std::to_string(ranks);
     for (const std::string& word : arguments) command += " '" + word + "'";
     const std::string out = files_ / "out", err = files_ / "err";
@@ -94,7 +92,7 @@ class Job {
   Ended wait(const std::function<void()>& meanwhile = [] {}) {
     const auto begin = std::chrono::steady_clock::now();
     while (running()) {
-      if (std::chrono::steady_clock::now() - begin > patience) {
+      if (std::chrono::steady_clock::now() - begin > std::chrono::seconds(patience_)) {
         ADD_FAILURE() << "hangs";
         kill_all();
       }
@@ -124,6 +122,7 @@ class Job {
             {"OMPI_MCA_btl_vader_single_copy_mechanism", "none"}};
   }
   ScratchFolder files_;
+  int patience_;
   pid_t process_ = -1;
   int status_ = 0;
 };
@@ -141,8 +140,8 @@ inline std::vector<std::string> tiny_run(const std::string& out, const std::vect
   return words;
 }
 
-inline Ended run_job(int ranks, const std::vector<std::string>& arguments) {
-  return Job(ranks, arguments).wait();
+inline Ended run_job(int ranks, const std::vector<std::string>& arguments, int patience = 200) {
+  return Job(ranks, arguments, {}, patience).wait();
 }
 
 // Files of a run by name, its lock and its changing records left out.
