@@ -64,8 +64,8 @@ TEST_F(JsonLines, EmptyAndAbsentFilesAreNamed) {
   EXPECT_THAT(refusal(""), AllOf(HasSubstr(path_), HasSubstr("no rows")));
   EXPECT_THAT(refusal("\n \n"), HasSubstr("no rows"));
   EXPECT_THAT(message_of<InputError>([&] { read_json_lines(folder_ / "absent"); }), HasSubstr("absent"));
-  EXPECT_THAT(message_of<SystemError>([&] { read_json_lines(folder_.path()); }),
-              AllOf(HasSubstr(folder_.path()), HasSubstr("Is a directory")));
+  EXPECT_THAT(message_of<InputError>([&] { read_json_lines(folder_.path()); }),
+              AllOf(HasSubstr(folder_.path()), HasSubstr("cannot be opened as a file")));
 }
 
 TEST_F(JsonLines, RequiredStringsAreNamed) {
