@@ -218,7 +218,9 @@ void Trainer::finish_step(double loss) {
     ++state_.skipped_in_a_row;
     spdlog::warn("training step {} is skipped: its loss is {} and its gradient norm {}", last_.step,
                  last_.loss, last_.grad_norm);
-    if (state_.skipped_in_a_row >= skipped_at_most) {
+    // A short training may not have so many steps: then it has failed when it ends so.
+    const bool ends_so = last_.step == total_steps_ && 2 * state_.skipped_in_a_row >= total_steps_;
+    if (state_.skipped_in_a_row >= skipped_at_most || ends_so) {
       throw InputError(
           fmt::format("loss or gradient has not been finite for {} steps in a row", state_.skipped_in_a_row),
           fmt::format("training step {}", last_.step),

@@ -220,6 +220,17 @@ TEST_F(TrainerTest, SkipsWhatIsNotFiniteAndGivesUpAfterTen) {
               ThrowsMessage<InputError>(::testing::AllOf(HasSubstr("step 10"), HasSubstr("learning rate"))));
 }
 
+TEST_F(TrainerTest, AShortTrainingThatEndsNotFiniteHasFailed) {
+  Adapter adapter = model_.adapter(1);
+  adapter.pair(0, Projection::q).a.data<float>()[0] = std::numeric_limits<float>::quiet_NaN();
+  TrainingOptions chosen = options();
+  chosen.epochs = 1;
+  Trainer trainer(model_.transformer, {.adapter = &adapter}, rows_, chosen, *alone_);
+  ASSERT_LT(trainer.total_steps(), 10);
+  for (int64_t i = 1; i < trainer.total_steps(); ++i) ASSERT_TRUE(trainer.step());
+  EXPECT_THAT([&] { trainer.step(); }, ThrowsMessage<InputError>(HasSubstr("learning rate")));
+}
+
 TEST_F(TrainerTest, ContinuesBitForBit) {
   for (const Finetune finetune : {Finetune::lora, Finetune::full}) {
     TrainingOptions chosen = options();
