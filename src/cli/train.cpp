@@ -83,7 +83,8 @@ int train(TrainChoice& choice, const std::vector<std::vector<Message>>& conversa
   Ranks ranks = start_ranks(choice.model);
   catch_stop_signals();
   if (agreed(ranks, ranks.first() && fs::exists(choice.last_file()))) {
-    if (ranks.first()) spdlog::info("{}: this training is finished", choice.output);
+    if (ranks.first())
+      spdlog::info("{}: this training is finished; another one wants another --output", choice.output);
     return 0;
   }
   const RunFolder folder(choice.output);

@@ -47,7 +47,8 @@ void add_end_tokens(const std::string& path, std::vector<int32_t>& tokens) {
   std::ifstream file(path);
   if (!file) return;
   const json content = json::parse(file, nullptr, /*allow_exceptions=*/false);
-  if (!content.is_object() || !content.contains("eos_token_id")) return;
+  if (!content.is_object()) throw InputError("is no JSON object", path, "download the model again");
+  if (!content.contains("eos_token_id")) return;
   const json& ids = content["eos_token_id"];
   if (ids.is_number_integer()) tokens.push_back(ids.get<int32_t>());
   if (!ids.is_array()) return;

@@ -66,6 +66,11 @@ TEST_F(Source, NumbersThatAreNotFiniteAreRefused) {
   EXPECT_EQ(open_model(folder_.path()).config.rope_scaling.factor, 2.0);
 }
 
+TEST_F(Source, ABrokenGenerationConfigIsRefused) {
+  test::write_bytes(folder_ / "generation_config.json", "oops");
+  EXPECT_THAT(refusal(), AllOf(HasSubstr("generation_config.json"), HasSubstr("no JSON object")));
+}
+
 TEST_F(Source, AHalfStatedRopeScalingIsRefused) {
   change_config("rope_scaling", "linear");
   EXPECT_THAT(refusal(), AllOf(HasSubstr("config.json"), HasSubstr("no object")));
