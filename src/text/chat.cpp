@@ -9,86 +9,6 @@
 namespace sl {
 namespace {
 
-constexpr std::string_view chatml_start = "<|im_start|>";
-constexpr std::string_view chatml_end = "<|im_end|>";
-constexpr std::string_view llama_header = "<|start_header_id|>";
-constexpr std::string_view llama_header_end = "<|end_header_id|>";
-constexpr std::string_view llama_end = "<|eot_id|>";
-constexpr std::string_view llama_begin = "<|begin_of_text|>";
-
-// The dates that the templates of Llama 3.1 write where the caller gives none. Those of Llama 3.2 write
-// today's date; here it stays the same fixed one, so that a run does not depend on the day.
-constexpr std::string_view llama31_preamble =
-    "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n";
-
-bool contains(std::string_view text, std::string_view part) {
-  return text.find(part) != std::string_view::npos;
-}
-
-// The quote of the string literal of an expression in which a template stands at `place`; 0 in plain text.
-char quote_around(std::string_view chat_template, size_t place) {
-  const std::string_view before = chat_template.substr(0, place);
-  // One past the last of two marks; 0 where neither is.
-  const auto after_last = [&](std::string_view a, std::string_view b) {
-    return std::max(before.rfind(a) + 1, before.rfind(b) + 1);
-  };
-  const size_t opened = after_last("{{", "{%");
-  if (opened <= after_last("}}", "%}")) return 0;
-  char quote = 0;
-  for (size_t i = opened; i < place; ++i) {
-    const char c = before[i];
-    if (quote != 0 && c == '\\') {
-      ++i;
-    } else if (quote != 0 ? c == quote : c == '\'' || c == '"') {
-      quote = quote != 0 ? '\0' : c;
-    }
-  }
-  return quote;
-}
-
-// A string literal of a template without its escapes.
-std::string unescaped(std::string_view literal) {
-  std::string text;
-  for (size_t i = 0; i < literal.size(); ++i) {
-    if (literal[i] != '\\' || i + 1 == literal.size()) {
-      text += literal[i];
-      continue;
-    }
-    const char c = literal[++i];
-    if (c == 'n' || c == 't') {
-      text += c == 'n' ? '\n' : '\t';
-    } else {
-      text += c;
-    }
-  }
-  return text;
-}
-
-// A template writes its default system line out: '<|im_start|>system\nLINE<|im_end|>', with a newline or an
-// escaped one, in a string literal or as plain text. Other occurrences of the start join a variable or tools
-// instead: the literal ends, or an expression begins, before the end of the turn.
-std::string default_system_of(std::string_view chat_template) {
-  for (const std::string_view newline : {"\n", "\\n"}) {
-    const std::string start = std::string(chatml_start) + "system" + std::string(newline);
-    for (size_t at = chat_template.find(start); at != std::string_view::npos;
-         at = chat_template.find(start, at + 1)) {
-      const std::string_view rest = chat_template.substr(at + start.size());
-      const std::string_view line = rest.substr(0, rest.find(chatml_end));
-      if (line.size() == rest.size() || line.empty()) continue;
-      if (const char quote = quote_around(chat_template, at)) {
-        // Its own quote may stand in it behind a backslash.
-        size_t end = line.find(quote);
-        while (end != std::string_view::npos && end > 0 && line[end - 1] == '\\')
-          end = line.find(quote, end + 1);
-        if (end == std::string_view::npos) return unescaped(line);
-      } else if (newline == "\n" && !contains(line, "{{") && !contains(line, "{%")) {
-        return std::string(line);
-      }
-    }
-  }
-  return {};
-}
-
 int32_t control_token(const Tokenizer& tokenizer, std::string_view text) {
   const auto id = tokenizer.id_of(text);
   if (id && tokenizer.is_special(*id)) return *id;
@@ -98,35 +18,15 @@ int32_t control_token(const Tokenizer& tokenizer, std::string_view text) {
 
 }  // namespace
 
-ChatFormat chat_format_of_template(std::string_view chat_template, std::string_view where) {
-  if (contains(chat_template, chatml_start))
-    return {ChatFamily::chatml, default_system_of(chat_template), ""};
-  if (contains(chat_template, llama_header)) {
-    const bool dated = contains(chat_template, "Cutting Knowledge Date: December 2023");
-    return {ChatFamily::llama3, "", dated ? std::string(llama31_preamble) : std::string()};
-  }
-  throw InputError("the chat template is neither ChatML (<|im_start|>) nor Llama 3's (<|start_header_id|>)",
-                   where, "use a model of the Qwen2, Llama 3 or SmolLM2 family");
-}
-
-ChatFormat chat_format(const Tokenizer& tokenizer) {
-  if (!tokenizer.chat_template().empty()) {
-    return chat_format_of_template(tokenizer.chat_template(), tokenizer.where());
-  }
-  if (tokenizer.id_of(chatml_start)) return {ChatFamily::chatml, "You are a helpful assistant.", ""};
-  if (tokenizer.id_of(llama_header)) return {ChatFamily::llama3, "", ""};
-  throw InputError("the tokenizer has neither a chat template nor the control tokens of a known family",
-                   tokenizer.where(), "use a model of the Qwen2, Llama 3 or SmolLM2 family");
-}
-
 Chat::Chat(const Tokenizer& tokenizer, ChatFormat format)
     : tokenizer_(&tokenizer), format_(std::move(format)) {
   const bool chatml = format_.family == ChatFamily::chatml;
   if (chatml) {
     control_token(tokenizer, chatml_start);
   } else {
-    for (const auto text : {llama_begin, llama_header, llama_header_end}) control_token(tokenizer, text);
+    for (const auto text : {llama_header, llama_header_end}) control_token(tokenizer, text);
   }
+  if (!format_.begin.empty()) control_token(tokenizer, format_.begin);
   end_of_turn_ = control_token(tokenizer, end_of_turn_text());
   stop_tokens_ = {end_of_turn_};
   if (tokenizer.eos()) stop_tokens_.push_back(*tokenizer.eos());
@@ -163,7 +63,7 @@ class Chat::Pieces {
   }
   void end_turn(bool trained = false) {
     control(chat_.end_of_turn_text(), trained);
-    if (chatml_) text("\n");
+    if (chat_.format_.line_after_turn) text("\n");
   }
   std::vector<Piece> take() { return std::move(done_); }
 
@@ -174,9 +74,8 @@ class Chat::Pieces {
 };
 
 std::vector<Chat::Piece> Chat::pieces(std::span<const Message> messages, ChatOpen open) const {
-  const bool chatml = format_.family == ChatFamily::chatml;
   Pieces pieces(*this);
-  if (!chatml) pieces.control(llama_begin);
+  if (!format_.begin.empty()) pieces.control(format_.begin);
 
   const bool own_system = !messages.empty() && messages.front().role == "system";
   if (!own_system || !format_.system_preamble.empty()) {
@@ -205,7 +104,7 @@ std::vector<Chat::Piece> Chat::pieces(std::span<const Message> messages, ChatOpe
       return pieces.take();
     }
     const bool trained = message.role == "assistant";
-    pieces.text(chatml ? std::string_view(message.content) : trim(message.content), trained);
+    pieces.text(format_.trims ? trim(message.content) : std::string_view(message.content), trained);
     pieces.end_turn(trained);
   }
   if (open == ChatOpen::reply) pieces.header("assistant");

@@ -1,8 +1,8 @@
 // Chat turns of the model families, as tokens. The turns equal what Transformers' apply_chat_template makes
-// (without tools) of contents that spell no control token; the Jinja source of a template is not run, only
-// searched for the marks of its family.
+// (without tools) of contents that spell no control token.
 #pragma once
 
+#include "text/chat_format.hpp"
 #include "text/tokenizer.hpp"
 
 #include <cstdint>
@@ -18,24 +18,6 @@ struct Message {
   std::string role;  // "system", "user" or "assistant"
   std::string content;
 };
-
-enum class ChatFamily { chatml, llama3 };
-
-struct ChatFormat {
-  ChatFamily family = ChatFamily::chatml;
-  // System line that begins a conversation which brings none. Empty: no system turn then.
-  std::string default_system;
-  // Llama 3.1 and later: every conversation begins with a system turn of these dates, before its system line.
-  std::string system_preamble;
-};
-
-// The format a template's source stands for. A ChatML template's own default system line is taken from it.
-// InputError, naming `where`, when it shows the marks of neither family.
-ChatFormat chat_format_of_template(std::string_view chat_template, std::string_view where);
-
-// The same for a tokenizer. One without a template is taken by the family's control tokens in its vocabulary,
-// with "You are a helpful assistant." as the default system line of ChatML.
-ChatFormat chat_format(const Tokenizer& tokenizer);
 
 // How the tokens end.
 enum class ChatOpen {
