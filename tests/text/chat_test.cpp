@@ -6,6 +6,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
+#include <nlohmann/json.hpp>
+
 namespace sl {
 namespace {
 
@@ -148,51 +151,27 @@ TEST(ChatFormat, IsRecognizedInATemplate) {
   }
 }
 
-// Templates that people give ChatML models; what each makes of a conversation is Transformers' text.
-TEST(ChatFormat, FollowsWhatTemplatesOfChatmlDoDifferently) {
-  const std::string turn = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + ";
-  const std::string end =
-      "}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-  const std::string usual = turn + "message['content'] + '<|im_end|>' + '\n'" + end;
-  const std::vector<Message> messages = {{"user", " a \n"}, {"assistant", " b"}, {"user", "c"}};
-  const auto rendered = [&](const std::string& chat_template, TokenizerParts parts = toy_parts()) {
-    parts.chat_template = chat_template;
+// Texts that Transformers makes of conversations with templates of our families, in the ways in which these
+// are written (tests/reference/README.md).
+TEST(ChatFormat, TurnsAreThoseOfTheTemplate) {
+  std::ifstream file(SELFLENGTHEN_SOURCE_DIR "/tests/reference/chat_templates.json");
+  const auto templates = nlohmann::json::parse(file);
+  ASSERT_GT(templates.size(), 10U);
+  for (const auto& row : templates) {
+    TokenizerParts parts = toy_parts();
+    parts.chat_template = row["template"];
+    const Tokenizer toy = Tokenizer::from_parts(toy_parts());
+    parts.bos = row["bos"].is_null() ? std::nullopt : toy.id_of(row["bos"].get<std::string>());
     const Tokenizer tokenizer = Tokenizer::from_parts(parts);
-    return Chat(tokenizer).render(messages, ChatOpen::reply);
-  };
-  const std::string plain =
-      "<|im_start|>user\n a \n<|im_end|>\n<|im_start|>assistant\n "
-      "b<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
-      "<|im_start|>assistant\n";
-  EXPECT_EQ(rendered(usual), plain);
-  EXPECT_EQ(
-      rendered(turn + "message['content'] | trim + '<|im_end|>' + '\n'" + end),
-      "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
-      "<|im_start|>assistant\n");
-  EXPECT_EQ(
-      rendered(turn + "message['content'] + '<|im_end|>'" + end),
-      "<|im_start|>user\n a \n<|im_end|><|im_start|>assistant\n b<|im_end|><|im_start|>user\nc<|im_end|>"
-      "<|im_start|>assistant\n");
-  EXPECT_EQ(rendered("{{ '<|begin_of_text|>' }}" + usual), "<|begin_of_text|>" + plain);
-  TokenizerParts parts = toy_parts();
-  parts.bos = Tokenizer::from_parts(parts).id_of("<|begin_of_text|>");
-  ASSERT_TRUE(parts.bos);
-  EXPECT_EQ(rendered("{{bos_token}}" + usual, parts), "<|begin_of_text|>" + plain);
-  EXPECT_EQ(rendered(usual, parts), plain);
-  parts.bos.reset();
-  EXPECT_EQ(rendered("{{- bos_token -}}" + usual, parts), plain);
-  // LLaMA-Factory's
-  const std::string factory =
-      "{% set system_message = 'Be \\'kind\\'.' %}{% if messages[0]['role'] == 'system' %}{% set "
-      "system_message = "
-      "messages[0]['content'] %}{% endif %}{% if system_message is defined %}{{ '<|im_start|>system\n' + "
-      "system_message + '<|im_end|>\n' }}{% endif %}{% for message in messages %}{% set content = "
-      "message['content'] "
-      "%}{% if message['role'] == 'user' %}{{ '<|im_start|>user\n' + content + "
-      "'<|im_end|>\n<|im_start|>assistant\n' }}{% elif message['role'] == 'assistant' %}{{ content + "
-      "'<|im_end|>' + "
-      "'\n' }}{% endif %}{% endfor %}";
-  EXPECT_EQ(rendered(factory), "<|im_start|>system\nBe 'kind'.<|im_end|>\n" + plain);
+    const Chat chat(tokenizer);
+    for (const auto& conversation : row["conversations"]) {
+      std::vector<Message> messages;
+      for (const auto& message : conversation["messages"])
+        messages.push_back({message["role"].get<std::string>(), message["content"].get<std::string>()});
+      EXPECT_EQ(chat.render(messages, ChatOpen::reply), conversation["text"].get<std::string>())
+          << row["name"] << ": " << conversation["messages"];
+    }
+  }
 }
 
 TEST(ChatFormat, FallsBackToTheVocabulary) {
