@@ -57,20 +57,28 @@ std::string unescaped(std::string_view literal) {
   return text;
 }
 
+// Where a literal ends whose rest begins `text`: its quote that stands behind no backslash.
+size_t end_of_literal(std::string_view text, char quote) {
+  for (size_t end = 0; end < text.size(); ++end) {
+    if (text[end] == '\\') {
+      ++end;
+    } else if (text[end] == quote) {
+      return end;
+    }
+  }
+  return std::string_view::npos;
+}
+
 // The string literal at the beginning of `text`, its escapes resolved; nothing when there is none.
 std::optional<std::string> literal_at(std::string_view text) {
   if (text.empty() || (text[0] != '\'' && text[0] != '"')) return std::nullopt;
-  for (size_t end = 1; end < text.size(); ++end) {
-    if (text[end] == '\\') {
-      ++end;
-    } else if (text[end] == text[0]) {
-      return unescaped(text.substr(1, end - 1));
-    }
-  }
-  return std::nullopt;
+  const size_t end = end_of_literal(text.substr(1), text[0]);
+  if (end == std::string_view::npos) return std::nullopt;
+  return unescaped(text.substr(1, end));
 }
 
-std::string_view without_any_of(std::string_view text, std::string_view begin) {
+// `text` from its first character on that is none of `begin`.
+std::string_view without_leading(std::string_view text, std::string_view begin) {
   return text.substr(std::min(text.find_first_not_of(begin), text.size()));
 }
 
@@ -79,9 +87,9 @@ std::string literal_set_to(std::string_view chat_template, std::string_view name
   const std::string set = "set " + std::string(name);
   for (size_t at = chat_template.find(set); at != std::string_view::npos;
        at = chat_template.find(set, at + 1)) {
-    std::string_view rest = without_any_of(chat_template.substr(at + set.size()), " ");
+    std::string_view rest = without_leading(chat_template.substr(at + set.size()), " ");
     if (!rest.starts_with('=')) continue;
-    if (auto value = literal_at(without_any_of(rest.substr(1), " "))) return *value;
+    if (auto value = literal_at(without_leading(rest.substr(1), " "))) return *value;
   }
   return {};
 }
@@ -99,12 +107,9 @@ std::string default_system_of(std::string_view chat_template) {
       const std::string_view line = rest.substr(0, rest.find(chatml_end));
       if (line.size() == rest.size() || line.empty()) continue;
       if (const char quote = quote_around(chat_template, at)) {
-        // Its own quote may stand in it behind a backslash.
-        size_t end = line.find(quote);
-        while (end != std::string_view::npos && end > 0 && line[end - 1] == '\\')
-          end = line.find(quote, end + 1);
+        const size_t end = end_of_literal(line, quote);
         if (end == std::string_view::npos) return unescaped(line);
-        const std::string_view joined = without_any_of(line.substr(end + 1), " +~");
+        const std::string_view joined = without_leading(line.substr(end + 1), " +~");
         const std::string_view name = joined.substr(0, joined.find_first_of(" +~"));
         if (std::string value = literal_set_to(chat_template, name); !name.empty() && !value.empty())
           return value;
@@ -121,8 +126,8 @@ bool trims_contents(std::string_view chat_template) {
   for (const std::string_view content : {"message['content']", "message[\"content\"]", "message.content"}) {
     for (size_t at = chat_template.find(content); at != std::string_view::npos;
          at = chat_template.find(content, at + 1)) {
-      const std::string_view rest = without_any_of(chat_template.substr(at + content.size()), " ");
-      if (rest.starts_with('|') && without_any_of(rest.substr(1), " ").starts_with("trim")) return true;
+      const std::string_view rest = without_leading(chat_template.substr(at + content.size()), " ");
+      if (rest.starts_with('|') && without_leading(rest.substr(1), " ").starts_with("trim")) return true;
       if (rest.starts_with(".strip()")) return true;
     }
   }
@@ -136,7 +141,7 @@ bool ends_lines_after_turns(std::string_view chat_template) {
   for (size_t at = chat_template.find(chatml_end); at != std::string_view::npos;
        at = chat_template.find(chatml_end, at + 1)) {
     ends_turns = true;
-    const std::string_view rest = without_any_of(chat_template.substr(at + chatml_end.size()), " '\"+~{}-");
+    const std::string_view rest = without_leading(chat_template.substr(at + chatml_end.size()), " '\"+~{}-");
     if (rest.starts_with('\n') || rest.starts_with("\\n")) return true;
   }
   return !ends_turns;
@@ -148,7 +153,7 @@ std::string_view first_expression(std::string_view chat_template) {
   const std::string_view text = trim(chat_template);
   if (!text.starts_with("{{")) return {};
   const std::string_view inside = text.substr(2, text.find("}}") - 2);
-  return trim(without_any_of(inside.substr(0, inside.find_last_not_of("-") + 1), "-"));
+  return trim(without_leading(inside.substr(0, inside.find_last_not_of("-") + 1), "-"));
 }
 
 }  // namespace

@@ -117,8 +117,8 @@ def main():
             row["conversations"].append({"messages": messages, "text": text})
         rows.append(row)
     with open(REFERENCE / "chat_templates.json", "w", encoding="utf-8") as file:
-        json.dump(rows, file, ensure_ascii=False, indent=1)
-        file.write("\n")
+        lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        file.write(f"[\n{lines}\n]\n")
 
 
 if __name__ == "__main__":
