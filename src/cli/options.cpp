@@ -199,11 +199,11 @@ void add_stall_option(CommandLine& line, double& timeout) {
 
 void add_table_options(CommandLine& line, TableLayout& layout) {
   line.add("table-chunk", layout.chunk_kib, "KiB of a chunk of an HDF5 dataset", between(4, 1 << 20));
-  line.add("table-alignment", layout.alignment_kib,
-           "KiB; larger chunks, and those of more than half as much, begin at multiples of it, as the "
-           "stripes of a "
-           "parallel file system do; 0: no gaps",
-           between(0, 1 << 20));
+  line.add(
+      "table-alignment", layout.alignment_kib,
+      "KiB; chunks of more than half as much begin at multiples of it, as the stripes of a parallel file "
+      "system do; 0: no gaps",
+      between(0, 1 << 20));
 }
 
 void add_file_options(CommandLine& line, FileChoice& files, const std::string& input_rows,
