@@ -1,4 +1,4 @@
-// LowRankBackward as two products: what it is where nothing faster is at hand.
+// Gradients of low-rank adapters as products: what they are where nothing faster is at hand.
 #pragma once
 
 #include "kernels/ops.hpp"
@@ -26,6 +26,18 @@ inline LowRankProducts products_of(const Context& context, const LowRankBackward
                      .alpha = op.scale,
                      .beta = 1.0F},
           .grad_low = {.a = op.grad_out, .b = op.b, .out = op.grad_low, .alpha = op.scale}};
+}
+
+// The gradients that SwiGluBackward gives, by operations of their own after it.
+template <Device device>
+void launch_low_rank_gradients(const Context& context, const SwiGluBackward& op) {
+  for (const LowRankBackward& gradient : {op.gate, op.up})
+    if (gradient.defined()) launch<device>(context, gradient);
+  if (!op.down_grad_a.defined()) return;
+  require(op.product.defined(), "SwiGluBackward: the gradient of A without room for the product");
+  launch<device>(
+      context,
+      Gemm{.a = op.down_grad_low, .b = op.product, .out = op.down_grad_a, .transpose_a = true, .beta = 1.0F});
 }
 
 }  // namespace sl

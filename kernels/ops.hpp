@@ -65,6 +65,7 @@ struct LowRankBackward {
   float scale = 1.0F;
   Tensor grad_b;    // O, r, f32
   Tensor grad_low;  // T, r
+  bool defined() const { return grad_out.defined(); }
 };
 
 // out(t) = table(tokens(t) - first_row), or zeros where that row is on another rank.
@@ -184,10 +185,9 @@ struct PackedAttentionBackward {
 
 // out = silu(gate) * up, where a row of gate_up holds F gates, then F ups. silu(x) = x / (1 + exp(-x)).
 struct SwiGlu {
-  Tensor gate_up;      // T, 2F; with adapters undefined after
+  Tensor gate_up;      // T, 2F
   Tensor out;          // T, F
-  LowRank adapters{};  // of gate and up: added first
-  bool keep = false;   // gate_up has the adapters' part in it after
+  LowRank adapters{};  // of gate and up: added first; gate_up is left as it was
 };
 
 struct SwiGluBackward {
@@ -195,6 +195,13 @@ struct SwiGluBackward {
   Tensor grad_out;      // T, F
   Tensor grad_gate_up;  // T, 2F, overwritten; may be gate_up itself
   Tensor product{};     // T, F, or undefined: silu(gate) * up, as SwiGlu gives it; may be grad_out itself
+  LowRank adapters{};   // of gate and up: added first
+  // Undefined, or the gradients of an adapter, which every row has, and has alone: what these operations on
+  // the columns of grad_gate_up and of adapters.low would give after this one, and that of the A of the
+  // projection that reads the product: down_grad_a += down_grad_low^T product. Then product is scratch.
+  LowRankBackward gate{}, up{};
+  Tensor down_grad_low{};  // T, r
+  Tensor down_grad_a{};    // r, F, f32
 };
 
 struct GatherRows {  // out(i) = x(indices(i))

@@ -12,6 +12,7 @@
 
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/low_rank_sums.cuh"
 #include "kernels/cuda/packed_warpgroup.cuh"
 #include "kernels/cuda/paged_mma.cuh"
 #include "kernels/low_rank_products.hpp"
@@ -180,57 +181,14 @@ __global__ void low_rank_backward_kernel(const __grid_constant__ CUtensorMap map
 
 #endif
 
-struct LowRankResults {
-  float* grad_b;
-  bf16* grad_low;
-  int64_t grad_b_stride, grad_low_stride;
-  float scale;
-};
-
-__device__ float4 sum_of_groups(const float4* parts, int64_t pitch, int groups) {
-  float4 sum = {};
-  for (int i = 0; i < groups; ++i) {
-    const float4 x = parts[i * pitch];
-    sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
-  }
-  return sum;
-}
-
-// Four numbers a thread: first those of grad_b, then those of grad_low.
-template <int R>
-__global__ void __launch_bounds__(256)
-    low_rank_sum_kernel(const LowRankSums p, const LowRankResults to, int row_groups, int column_groups) {
-  wait_for_previous();
-  start_next();
-  const int64_t of_b = p.outputs * R / 4, of_low = p.rows * R / 4;
-  int64_t i = blockIdx.x * int64_t{256} + threadIdx.x;
-  if (i < of_b) {
-    const float4 sum = sum_of_groups(reinterpret_cast<const float4*>(p.grad_b) + i, of_b, row_groups);
-    auto* out = reinterpret_cast<float4*>(to.grad_b + i / (R / 4) * to.grad_b_stride + i % (R / 4) * 4);
-    float4 x = *out;
-    x.x += to.scale * sum.x, x.y += to.scale * sum.y, x.z += to.scale * sum.z, x.w += to.scale * sum.w;
-    *out = x;
-    return;
-  }
-  i -= of_b;
-  if (i >= of_low) return;
-  const float4 sum = sum_of_groups(reinterpret_cast<const float4*>(p.grad_low) + i, of_low, column_groups);
-  *reinterpret_cast<uint2*>(to.grad_low + i / (R / 4) * to.grad_low_stride + i % (R / 4) * 4) = make_uint2(
-      paged::pack(to.scale * sum.x, to.scale * sum.y), paged::pack(to.scale * sum.z, to.scale * sum.w));
-}
-
 // False: not for this kernel.
 template <int R>
 bool launch_fused(const Context& context, const LowRankBackward& op) {
-  const auto aligned = [](const Tensor& tensor, int64_t bytes) {
-    return reinterpret_cast<uintptr_t>(tensor.raw()) % static_cast<uintptr_t>(bytes) == 0 &&
-           tensor.row_stride() * size_of(tensor.dtype()) % bytes == 0;
-  };
   const int64_t rows = op.grad_out.rows(), outputs = op.grad_out.columns();
   const int64_t chunks = outputs / block_columns;
-  if (rows == 0 || chunks == 0 || outputs % block_columns != 0 || !op.b.contiguous() || !aligned(op.b, 16) ||
-      !mappable(op.grad_out.raw(), op.grad_out.row_stride() * 2) || !aligned(op.grad_b, 16) ||
-      !aligned(op.grad_low, 8)) {
+  if (rows == 0 || chunks == 0 || outputs % block_columns != 0 || !op.b.contiguous() ||
+      !rows_begin_at(op.b, 16) || !mappable(op.grad_out.raw(), op.grad_out.row_stride() * 2) ||
+      !rows_begin_at(op.grad_b, 16) || !rows_begin_at(op.grad_low, 8)) {
     return false;
   }
   const int64_t row_groups = ceil_div(rows, block_rows);
@@ -251,14 +209,19 @@ bool launch_fused(const Context& context, const LowRankBackward& op) {
   launch_kernel(context, kernel,
                 dim3(static_cast<unsigned>(column_groups), static_cast<unsigned>(row_groups)),
                 dim3(consumers + 32), sizeof(LowRankStages<R>), matrix_map(op.grad_out, copied_rows), sums);
-  const LowRankResults results = {.grad_b = pointer<float>(op.grad_b),
-                                  .grad_low = pointer<bf16>(op.grad_low),
-                                  .grad_b_stride = op.grad_b.row_stride(),
-                                  .grad_low_stride = op.grad_low.row_stride(),
-                                  .scale = op.scale};
-  const int64_t items = (outputs + rows) * R / 4;
-  launch_kernel(context, low_rank_sum_kernel<R>, dim3(static_cast<unsigned>(ceil_div(items, 256))), dim3(256),
-                0, sums, results, static_cast<int>(row_groups), static_cast<int>(column_groups));
+  launch_low_rank_sums<R, 1>(context,
+                             {.grad_b = sums.grad_b,
+                              .grad_low = sums.grad_low,
+                              .row_groups = static_cast<int>(row_groups),
+                              .column_groups = static_cast<int>(column_groups),
+                              .rows = rows,
+                              .outputs = outputs},
+                             {.grad_b = {pointer<float>(op.grad_b)},
+                              .grad_b_stride = {op.grad_b.row_stride()},
+                              .grad_low = pointer<bf16>(op.grad_low),
+                              .grad_low_stride = op.grad_low.row_stride(),
+                              .b_scale = op.scale,
+                              .low_scale = op.scale});
   return true;
 }
 

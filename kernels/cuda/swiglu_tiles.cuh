@@ -1,161 +1,244 @@
 // The gated activation of bf16 rows with adapters on gate and up: a warp adds the low-rank parts to 16 rows
 // by 32 columns with tensor cores (mma.m16n8k16), 16 numbers of the rank at a time, before the activation.
 //
-// Rows of a tile may use different adapters: numbers of low that are not a row's own count as zero, so that
-// one product serves all; steps that no row of the tile needs are left out. Operands go from memory straight
-// into the fragments of the mma. In product number j, column n stands for output 4 n + j of the warp's 32: so
-// a thread reads b of four neighbouring outputs at once, and ends up with eight neighbours of its two rows.
+// Operands go from memory straight into the fragments of the mma. In product number j, column n stands for
+// output 4 n + j of the warp's 32: so a thread reads b of four neighbouring outputs at once, and holds eight
+// neighbours of its two rows. What it holds of the next tiles it copies to places of its own in shared memory
+// while it computes (CopiesAhead): no thread waits for another's copies.
 #pragma once
 
-#include "kernels/cuda/low_rank.cuh"
+#include "kernels/cuda/paged_mma.cuh"
+#include "kernels/cuda/swiglu.cuh"
 
 namespace sl::cuda {
 
 struct GatedTiles {
   static constexpr int rows = 16, columns = 32;  // of a warp
   static constexpr int warps = 8, threads = 32 * warps;
+};
 
-  bf16* gate_up;
+// Where a thread stands: lane = 4 g + t has rows g and g + 8 of a tile, and eight columns.
+struct GatedLane {
+  int warp, lane, g, t;
+  int first_column, column;  // of the warp; of this thread
+
+  __device__ GatedLane()
+      : warp(static_cast<int>(threadIdx.x / 32)),
+        lane(static_cast<int>(threadIdx.x % 32)),
+        g(lane / 4),
+        t(lane % 4),
+        first_column((static_cast<int>(blockIdx.x) * GatedTiles::warps + warp) * GatedTiles::columns),
+        column(first_column + 8 * t) {}
+};
+
+// Pieces of 16 bytes that each thread has fetched for itself.
+template <int Stages, int Pieces>
+struct CopiesAhead {
+  uint4 piece[Stages][Pieces][GatedTiles::threads];
+
+  // Zeros where it is not inside; the address must be readable still.
+  __device__ void fetch(int stage, int number, const bf16* from, bool inside) {
+    paged::copy_async(paged::shared_address(&piece[stage][number][threadIdx.x]), from, inside);
+  }
+  __device__ uint4 get(int stage, int number) const { return piece[stage][number][threadIdx.x]; }
+};
+
+template <typename Shared>
+__device__ __forceinline__ Shared& gated_shared() {
+  extern __shared__ uint4 gated_shared_pieces[];
+  return *reinterpret_cast<Shared*>(gated_shared_pieces);
+}
+
+// Eight neighbours of a row as memory has them, as numbers, and as halves of two mma operands: word j of the
+// latter has outputs j and 4 + j.
+__device__ __forceinline__ void unpack(float (&x)[8], const uint4& words) {
+  const uint32_t w[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) x[i] = __uint_as_float(i % 2 == 0 ? w[i / 2] << 16 : w[i / 2] & 0xFFFF0000U);
+}
+__device__ __forceinline__ uint4 packed(const float (&x)[8]) {
+  return make_uint4(paged::pack(x[0], x[1]), paged::pack(x[2], x[3]), paged::pack(x[4], x[5]),
+                    paged::pack(x[6], x[7]));
+}
+__device__ __forceinline__ void as_operands(uint32_t (&operand)[4], const uint4& words) {
+  operand[0] = __byte_perm(words.x, words.z, 0x5410);
+  operand[1] = __byte_perm(words.x, words.z, 0x7632);
+  operand[2] = __byte_perm(words.y, words.w, 0x5410);
+  operand[3] = __byte_perm(words.y, words.w, 0x7632);
+}
+
+// b of a step for the warp's columns: of gate, of up; of the lower and the upper eight numbers of the rank.
+struct TileB {
+  uint4 words[2][2];
+
+  __device__ void fetch(const LowRankLayer<bf16>& layer, int width, unsigned step, const GatedLane& me) {
+    const int column = me.first_column + 4 * me.g;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int pair = static_cast<int>(8 * step) + me.t + 4 * half;
+      const bool inside = 2 * pair < layer.rank && column < width;
+      const bf16* from = layer.b + (pair * layer.outputs + column) * 2;
+#pragma unroll
+      for (int projection = 0; projection < 2; ++projection)
+        words[projection][half] =
+            inside ? *reinterpret_cast<const uint4*>(from + int64_t{2} * projection * width)
+                   : make_uint4(0, 0, 0, 0);
+    }
+  }
+};
+
+// sums[j][2 i + e] += what a step adds to row i, output 8 t + 4 e + j. low: rows, then halves of the step.
+__device__ __forceinline__ void add_step(float (&sums)[4][4], const uint32_t (&low)[4], const uint4 (&b)[2]) {
+  const auto add = [&](float(&sum)[4], uint32_t b0, uint32_t b1) {
+    paged::multiply_add(sum, low[0], low[1], low[2], low[3], b0, b1);
+  };
+  add(sums[0], b[0].x, b[1].x);
+  add(sums[1], b[0].y, b[1].y);
+  add(sums[2], b[0].z, b[1].z);
+  add(sums[3], b[0].w, b[1].w);
+}
+__device__ __forceinline__ void add_sums(float (&x)[8], const float (&sums)[4][4], int i) {
+#pragma unroll
+  for (int k = 0; k < 8; ++k) x[k] += sums[k % 4][2 * i + k / 4];
+}
+
+// ---- Forward ----
+
+struct GatedForward {
+  static constexpr int pieces = 4;
+
+  const bf16* gate_up;
   int64_t gate_up_stride;
   int64_t row_count;
   int width;
   bf16* out;
   int64_t out_stride;
   LowRankLayer<bf16> layer;
-  bool keep;  // the adapted gates and ups go back to gate_up
 };
 
-__device__ inline float gate_of(float x) { return __fdividef(x, 1.0F + __expf(-x)); }
+// Rows of a tile may use different adapters: numbers of low that are not a row's own count as zero, so that
+// one product serves all; steps that no row of the tile needs are left out.
+struct TileRanges {
+  RankRange of[2];
 
-__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                             uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
+  __device__ void fetch(const GatedForward& work, int64_t tile, const GatedLane& me) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int64_t row = tile * GatedTiles::rows + me.g + 8 * i;
+      of[i] = row < work.row_count ? work.layer.range_of(row) : RankRange{};
+    }
+  }
+};
 
-// The two rows of a tile whose fragments a thread holds, and the steps of 16 numbers of the rank that some
-// row of the tile needs.
-struct TileRows {
-  int64_t row[2];
-  RankRange range[2];
-  unsigned first_step, last_step;
+// The low-rank numbers of a tile: of the first of its steps of 16 fetched beforehand.
+struct TileLow {
+  TileRanges ranges;
+  unsigned first, last;  // steps; first is last or more where there are none
+  uint32_t words[2][4];  // of a projection, as an operand: rows, then halves of the step
 
-  __device__ TileRows(const GatedTiles& work, int64_t tile, int lane) {
+  __device__ void set(const TileRanges& from) {
+    ranges = from;
     unsigned begin = ~0U, end = 0;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      row[i] = tile * GatedTiles::rows + lane / 4 + 8 * i;
-      if (row[i] < work.row_count) range[i] = work.layer.range_of(row[i]);
-      if (range[i].begin >= range[i].end) continue;
-      begin = min(begin, static_cast<unsigned>(range[i].begin));
-      end = max(end, static_cast<unsigned>(range[i].end));
+      if (ranges.of[i].begin >= ranges.of[i].end) continue;
+      begin = min(begin, static_cast<unsigned>(ranges.of[i].begin));
+      end = max(end, static_cast<unsigned>(ranges.of[i].end));
     }
-    first_step = __reduce_min_sync(0xFFFFFFFFU, begin) / 16;
-    last_step = (__reduce_max_sync(0xFFFFFFFFU, end) + 15) / 16;
+    first = __reduce_min_sync(0xFFFFFFFFU, begin) / 16;
+    last = (__reduce_max_sync(0xFFFFFFFFU, end) + 15) / 16;
   }
-};
-
-// b of a step for the warp's columns: of gate, of up; of the lower and the upper eight numbers of the rank.
-struct TileB {
-  uint4 words[2][2];
-
-  __device__ void fetch(const GatedTiles& work, unsigned step, int first_column, int lane) {
-    const int column = first_column + 4 * (lane / 4);
+  __device__ void fetch(const GatedForward& work, int64_t tile, unsigned step, const GatedLane& me) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int pair = static_cast<int>(8 * step) + lane % 4 + 4 * half;
-      const bool inside = 2 * pair < work.layer.rank && column < work.width;
-      const bf16* from = work.layer.b + (pair * work.layer.outputs + column) * 2;
+      const int r = static_cast<int>(16 * step) + 8 * half + 2 * me.t;
 #pragma unroll
-      for (int projection = 0; projection < 2; ++projection)
-        words[projection][half] =
-            inside ? *reinterpret_cast<const uint4*>(from + int64_t{2} * projection * work.width)
-                   : make_uint4(0, 0, 0, 0);
+      for (int i = 0; i < 2; ++i) {
+        const bool own = ranges.of[i].begin <= r && r < ranges.of[i].end;
+        const int64_t row = tile * GatedTiles::rows + me.g + 8 * i;
+#pragma unroll
+        for (int projection = 0; projection < 2; ++projection)
+          words[projection][2 * half + i] =
+              own ? *reinterpret_cast<const uint32_t*>(work.layer.low_of(row, projection) + r) : 0;
+      }
     }
   }
 };
 
-// sums[j][2 i + e] += what the step adds to row i, output 8 (lane % 4) + 4 e + j.
-__device__ __forceinline__ void add_step(float (&sums)[4][4], const GatedTiles& work, const TileRows& rows,
-                                         int projection, unsigned step, const uint4 (&b)[2], int lane) {
-  uint32_t low[4];  // rows, then halves of the step
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int r = static_cast<int>(16 * step) + 8 * half + 2 * (lane % 4);
+// Block (8 groups of columns, some tiles). While a tile is computed the low-rank numbers of the next are on
+// their way, and the ranges of the one after it, which say where those are.
+template <int Stages>
+__global__ void __launch_bounds__(GatedTiles::threads, 2)
+    gated_forward(const __grid_constant__ GatedForward work) {
+  auto& ahead = gated_shared<CopiesAhead<Stages, GatedForward::pieces>>();
+  const GatedLane me;
+  const int64_t tiles = (work.row_count + GatedTiles::rows - 1) / GatedTiles::rows;
+  const int64_t step_of_tiles = gridDim.y;
+  const bf16* const my_columns = work.gate_up + min(me.column, work.width - 8);
+  const auto fetch = [&](int64_t tile, int stage) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const bool own = rows.range[i].begin <= r && r < rows.range[i].end;
-      low[2 * half + i] =
-          own ? *reinterpret_cast<const uint32_t*>(work.layer.low_of(rows.row[i], projection) + r) : 0;
+      const int64_t row = tile * GatedTiles::rows + me.g + 8 * i;
+      const bool inside = row < work.row_count && me.column < work.width;
+      const bf16* from = my_columns + min(row, work.row_count - 1) * work.gate_up_stride;
+      ahead.fetch(stage, 2 * i, from, inside);
+      ahead.fetch(stage, 2 * i + 1, from + work.width, inside);
     }
-  }
-  multiply_add(sums[0], low, b[0].x, b[1].x);
-  multiply_add(sums[1], low, b[0].y, b[1].y);
-  multiply_add(sums[2], low, b[0].z, b[1].z);
-  multiply_add(sums[3], low, b[0].w, b[1].w);
-}
+    paged::commit_copies();
+  };
 
-// Block (8 groups of columns, some tiles).
-__global__ void __launch_bounds__(GatedTiles::threads, 2)
-    gated_tiles(const __grid_constant__ GatedTiles work) {
-  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
-  const int first_column = (static_cast<int>(blockIdx.x) * GatedTiles::warps + warp) * GatedTiles::columns;
-  const int column = first_column + 8 * (lane % 4);  // the first of this thread's eight
-  const int64_t tiles = (work.row_count + GatedTiles::rows - 1) / GatedTiles::rows;
   int64_t tile = blockIdx.y;
-  TileRows rows(work, tile, lane);
+  TileRanges ranges, ranges_after;
+  ranges.fetch(work, tile, me);
+  ranges_after.fetch(work, tile + step_of_tiles, me);
+  TileLow even, odd;
+  even.set(ranges);
   TileB b;
-  unsigned step_of_b = rows.first_step;
-  if (step_of_b < rows.last_step) b.fetch(work, step_of_b, first_column, lane);
+  unsigned step_of_b = even.first;
+  if (even.first < even.last) b.fetch(work.layer, work.width, even.first, me);
   wait_for_previous();
   start_next();
-  for (;;) {
-    float gates[2][8] = {}, ups[2][8] = {};
+  even.fetch(work, tile, even.first, me);
+#pragma unroll
+  for (int i = 0; i < Stages - 1; ++i) fetch(tile + i * step_of_tiles, i);
+  int stage = 0;
+  // False after the last tile. What is on its way stays in the registers that it goes to: moving it would
+  // wait.
+  const auto next_tile = [&](TileLow& low, TileLow& next) {
+    next.set(ranges_after);
+    next.fetch(work, tile + step_of_tiles, next.first, me);
+    ranges_after.fetch(work, tile + 2 * step_of_tiles, me);
+    paged::wait_for_copies<Stages - 2>();
+    float gates[2][8], ups[2][8];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (rows.row[i] >= work.row_count || column >= work.width) continue;
-      const bf16* from = work.gate_up + rows.row[i] * work.gate_up_stride + column;
-      load(gates[i], from);
-      load(ups[i], from + work.width);
+      unpack(gates[i], ahead.get(stage, 2 * i));
+      unpack(ups[i], ahead.get(stage, 2 * i + 1));
     }
+    fetch(tile + (Stages - 1) * step_of_tiles, (stage + Stages - 1) % Stages);
     float gate_sums[4][4] = {}, up_sums[4][4] = {};
-    for (unsigned step = rows.first_step; step < rows.last_step; ++step) {
-      if (step != step_of_b) b.fetch(work, step, first_column, lane);
+    for (unsigned step = low.first; step < low.last; ++step) {
+      if (step != low.first) low.fetch(work, tile, step, me);
+      if (step != step_of_b) b.fetch(work.layer, work.width, step, me);
       step_of_b = step;
-      add_step(gate_sums, work, rows, 0, step, b.words[0], lane);
-      add_step(up_sums, work, rows, 1, step, b.words[1], lane);
+      add_step(gate_sums, low.words[0], b.words[0]);
+      add_step(up_sums, low.words[1], b.words[1]);
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (rows.row[i] >= work.row_count || column >= work.width) continue;
+      add_sums(gates[i], gate_sums, i);
+      add_sums(ups[i], up_sums, i);
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          gates[i][4 * e + j] += gate_sums[j][2 * i + e];
-          ups[i][4 * e + j] += up_sums[j][2 * i + e];
-        }
-      }
-      if (work.keep) {
-        bf16* to = work.gate_up + rows.row[i] * work.gate_up_stride + column;
-        store(to, gates[i]);
-        store(to + work.width, ups[i]);
-#pragma unroll
-        for (int k = 0; k < 8; ++k) {  // the activation of what is kept
-          gates[i][k] = to_float(from_float<bf16>(gates[i][k]));
-          ups[i][k] = to_float(from_float<bf16>(ups[i][k]));
-        }
-      }
-#pragma unroll
-      for (int k = 0; k < 8; ++k) ups[i][k] *= gate_of(gates[i][k]);
-      store(work.out + rows.row[i] * work.out_stride + column, ups[i]);
+      for (int k = 0; k < 8; ++k) ups[i][k] *= fast_gate(gates[i][k]);
+      const int64_t row = tile * GatedTiles::rows + me.g + 8 * i;
+      if (row < work.row_count && me.column < work.width)
+        store(work.out + row * work.out_stride + me.column, ups[i]);
     }
-    tile += gridDim.y;
-    if (tile >= tiles) return;
-    rows = TileRows(work, tile, lane);
+    tile += step_of_tiles;
+    stage = (stage + 1) % Stages;
+    return tile < tiles;
+  };
+  while (next_tile(even, odd) && next_tile(odd, even)) {
   }
 }
 

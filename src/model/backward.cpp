@@ -50,24 +50,29 @@ void TrainingPass::backward_ffn(int64_t layer, const Adapter* adapter, const Tra
   const Tensor x = gathered(normalised(kept.middle, weights.ffn_norm));
   const Tensor grad_x = take_padded(context.storage);
   const Tensor product = take(rows_, ffn_);
-  if (!kept.adapted) activate(layer, product);  // for gate_up, which gets the adapter's part
 
   // The activation's gradient takes its place, and then the activation itself; gate_up's gradient takes its.
   b_gradient(adapter, gradients, layer, down_group, low_down_[static_cast<size_t>(layer)], grad_out);
   linear_input_gradient(context, grad_out.all, weights.with_room.down.rows(0, grad_out.all.columns()),
                         product);
-  run(context, SwiGluBackward{.gate_up = kept.gate_up.outputs,
-                              .grad_out = product,
-                              .grad_gate_up = kept.gate_up.outputs,
-                              .product = product});
-  const WithLow& grad_gate_up = kept.gate_up;
+  const WithLow& grad_gate_up = kept.gate_up;  // the gradient of x A^T takes its place, too
+  SwiGluBackward activation = {.gate_up = kept.gate_up.outputs,
+                               .grad_out = product,
+                               .grad_gate_up = grad_gate_up.outputs,
+                               .product = product,
+                               .adapters = part_of_gate_up(layer)};
+  if (adapter != nullptr) {
+    const auto of_b = b_gradients(adapter, gradients, layer, gate_up_group, kept.gate_up.low, grad_gate_up);
+    activation.gate = of_b.front();
+    activation.up = of_b.back();
+    activation.down_grad_low = grad_out.low;
+    activation.down_grad_a = gradients.adapter->stacked_a(layer, down_group);
+  }
+  run(context, activation);
 
-  // down
-  a_gradient(adapter, gradients, layer, down_group, product, grad_out);
   if (full != nullptr) linear_weight_gradient(context, grad_out.outputs, product, full->down);
 
-  // gate and up; the gradient of x A^T takes its place
-  b_gradient(adapter, gradients, layer, gate_up_group, kept.gate_up.low, grad_gate_up);
+  // gate and up
   linear_input_gradient(context, grad_gate_up.all,
                         weights.with_room.gate_up.rows(0, grad_gate_up.all.columns()), grad_x.rows(0, rows_));
   a_gradient(adapter, gradients, layer, gate_up_group, x, grad_gate_up);
@@ -151,22 +156,31 @@ void TrainingPass::norm_gradient(const Tensor& x, const Tensor& weight, const Te
 
 // To those of B is added scale * grad_out^T low; beside grad_out comes the gradient of low, scale * grad_out
 // B.
-void TrainingPass::b_gradient(const Adapter* adapter, const Trainable& gradients, int64_t layer,
-                              ProjectionGroup group, const Tensor& low, const WithLow& grad_out) {
-  if (adapter == nullptr) return;
+std::vector<LowRankBackward> TrainingPass::b_gradients(const Adapter* adapter, const Trainable& gradients,
+                                                       int64_t layer, ProjectionGroup group,
+                                                       const Tensor& low, const WithLow& grad_out) {
+  std::vector<LowRankBackward> result;
+  if (adapter == nullptr) return result;
   int64_t begin = 0, low_begin = 0;
   for (const Projection projection : group) {
     const Tensor b = adapter->pair(layer, projection).b;
     const int64_t end = begin + b.rows(), low_end = low_begin + rank_;
-    run(model_.context, LowRankBackward{.grad_out = grad_out.outputs.columns(begin, end),
-                                        .low = low.columns(low_begin, low_end),
-                                        .b = b,
-                                        .scale = adapter->shape().scale(),
-                                        .grad_b = gradients.adapter->pair(layer, projection).b,
-                                        .grad_low = grad_out.low.columns(low_begin, low_end)});
+    result.push_back({.grad_out = grad_out.outputs.columns(begin, end),
+                      .low = low.columns(low_begin, low_end),
+                      .b = b,
+                      .scale = adapter->shape().scale(),
+                      .grad_b = gradients.adapter->pair(layer, projection).b,
+                      .grad_low = grad_out.low.columns(low_begin, low_end)});
     begin = end;
     low_begin = low_end;
   }
+  return result;
+}
+
+void TrainingPass::b_gradient(const Adapter* adapter, const Trainable& gradients, int64_t layer,
+                              ProjectionGroup group, const Tensor& low, const WithLow& grad_out) {
+  for (const LowRankBackward& gradient : b_gradients(adapter, gradients, layer, group, low, grad_out))
+    run(model_.context, gradient);
 }
 
 // To those of A is added (gradient of low)^T x.

@@ -59,12 +59,12 @@ void TrainingPass::forward_attention(int64_t layer, const Adapter* adapter) {
 
 void TrainingPass::forward_gate_up(int64_t layer, const Adapter* adapter) {
   const LayerWeights& weights = weights_of(layer);
-  LayerActivations& kept = activations_of(layer);
+  const LayerActivations& kept = activations_of(layer);
   const int64_t mark = arena_.mark();
   const Tensor x = gathered(normalised(kept.middle, weights.ffn_norm));
   linear(model_.context, x, weights.with_room.gate_up.rows(0, kept.gate_up.all.columns()), kept.gate_up.all);
-  kept.adapted = packed_gate_up_.empty();
-  if (kept.adapted) add_low_rank(adapter, layer, gate_up_group, kept.gate_up.low, kept.gate_up.outputs);
+  if (packed_gate_up_.empty())
+    add_low_rank(adapter, layer, gate_up_group, kept.gate_up.low, kept.gate_up.outputs);
   arena_.release(mark);
 }
 
@@ -73,21 +73,19 @@ void TrainingPass::forward_down(int64_t layer, const Adapter* adapter) {
   const LayerActivations& kept = activations_of(layer);
   const int64_t mark = arena_.mark();
   const Tensor product = take(rows_, ffn_);
-  activate(layer, product);
+  run(model_.context,
+      SwiGlu{.gate_up = kept.gate_up.outputs, .out = product, .adapters = part_of_gate_up(layer)});
   add_block(kept.middle, product, weights_of(layer).down, residual(layer + 1),
             {adapter, layer, down_group, low_down_[static_cast<size_t>(layer)]});
   arena_.release(mark);
 }
 
-// product = silu(gate) * up, with the adapter's part in gate_up from now on.
-void TrainingPass::activate(int64_t layer, const Tensor& product) {
-  LayerActivations& kept = activations_of(layer);
-  LowRank part;
-  if (!kept.adapted)
-    part = {.low = kept.gate_up.low, .b = packed_gate_up_[static_cast<size_t>(layer)], .ranges = ranges_};
-  run(model_.context,
-      SwiGlu{.gate_up = kept.gate_up.outputs, .out = product, .adapters = part, .keep = true});
-  kept.adapted = true;
+// What the activation and its gradient add to gate_up; undefined where that has the adapter's part already.
+LowRank TrainingPass::part_of_gate_up(int64_t layer) {
+  if (packed_gate_up_.empty()) return {};
+  return {.low = activations_of(layer).gate_up.low,
+          .b = packed_gate_up_[static_cast<size_t>(layer)],
+          .ranges = ranges_};
 }
 
 // after = before + the sum over the ranks of x W^T with the adapter's part: that is linear in this rank's

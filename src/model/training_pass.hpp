@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/buffer.hpp"
+#include "kernels/ops.hpp"
 #include "model/adapter.hpp"
 #include "model/batch.hpp"
 #include "model/parameters.hpp"
@@ -82,13 +83,12 @@ class TrainingPass {
   // What a layer's backward pass reads besides the layer's input. The normalised inputs and the SwiGLU
   // product are cheap and always computed again.
   struct LayerActivations {
-    WithLow qkv;           // (Q + 2K) * D outputs, rotated
-    Tensor attention;      // T, Q * D
-    Tensor log_sum_exp;    // T, Q, f32
-    Tensor middle;         // S, H, f32: the residual between attention and feed-forward
-    WithLow gate_up;       // 2F outputs; its gradient during the backward pass
-    Tensor low_output;     // T, r
-    bool adapted = false;  // gate_up has the adapter's part in it
+    WithLow qkv;         // (Q + 2K) * D outputs, rotated
+    Tensor attention;    // T, Q * D
+    Tensor log_sum_exp;  // T, Q, f32
+    Tensor middle;       // S, H, f32: the residual between attention and feed-forward
+    WithLow gate_up;     // 2F outputs; its gradient during the backward pass
+    Tensor low_output;   // T, r
   };
 
   // What an adapter adds to a product: to each projection of the group, in its columns, scale * low B^T.
@@ -125,7 +125,7 @@ class TrainingPass {
   void forward_attention(int64_t layer, const Adapter* adapter);
   void forward_gate_up(int64_t layer, const Adapter* adapter);
   void forward_down(int64_t layer, const Adapter* adapter);
-  void activate(int64_t layer, const Tensor& product);
+  LowRank part_of_gate_up(int64_t layer);
   void add_block(const Tensor& before, const Tensor& x, const Tensor& weight, const Tensor& after,
                  const AdapterPart& part);
   void rotate(const Tensor& qkv, bool inverse);
@@ -145,6 +145,8 @@ class TrainingPass {
   void backward_attention(int64_t layer, const Adapter* adapter, const Trainable& gradients);
   void norm_gradient(const Tensor& x, const Tensor& weight, const Tensor& grad_out,
                      const Tensor& grad_weight);
+  std::vector<LowRankBackward> b_gradients(const Adapter* adapter, const Trainable& gradients, int64_t layer,
+                                           ProjectionGroup group, const Tensor& low, const WithLow& grad_out);
   void b_gradient(const Adapter* adapter, const Trainable& gradients, int64_t layer, ProjectionGroup group,
                   const Tensor& low, const WithLow& grad_out);
   void a_gradient(const Adapter* adapter, const Trainable& gradients, int64_t layer, ProjectionGroup group,

@@ -1,6 +1,8 @@
 // What low-rank adapters add to the outputs that operations read, and their gradients, against plain double
 // sums.
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <limits>
 
 #include "tests/kernels/on_devices.hpp"
@@ -135,6 +137,19 @@ TEST_P(LowRankTest, PackingPutsPairsOfTheRankTogetherAndFillsUpWithZeros) {
   EXPECT_TRUE(layer.packed().surroundings_untouched());
 }
 
+// d loss / d gates and ups, where d loss / d (silu(gate) * up) is `grad`.
+std::vector<double> gradient_of_gates(const std::vector<double>& gate_up, const std::vector<float>& grad,
+                                      int64_t width) {
+  std::vector<double> result(gate_up.size());
+  for (size_t i = 0; i < grad.size(); ++i) {
+    const auto w = static_cast<size_t>(width), gate = i / w * 2 * w + i % w, up = gate + w;
+    const double g = gate_up[gate], s = 1.0 / (1.0 + std::exp(-g)), d = static_cast<double>(grad[i]);
+    result[gate] = d * gate_up[up] * s * (1.0 + g * (1.0 - s));
+    result[up] = d * g * s;
+  }
+  return result;
+}
+
 const std::vector<std::vector<int64_t>> all_ranks = {{8, 8}, {8}, {5, 32, 16, 8}, {64, 4, 256}};
 
 TEST_P(LowRankTest, AddRmsNormAddsToDelta) {
@@ -209,13 +224,144 @@ TEST_P(LowRankTest, SwiGluAddsToGateAndUp) {
       EXPECT_LT(relative_error(out.read(), expected), tolerance(layer.rank(), storage()));
       EXPECT_TRUE(out.surroundings_untouched());
 
-      // Kept, the sums give the same activation once more, bit for bit.
-      const Stored kept(place(), {rows, 2 * width}, gate_up, gap), again(place(), {rows, width}, gap);
-      run(context(), SwiGlu{.gate_up = kept, .out = out, .adapters = layer.op(), .keep = true});
-      run(context(), SwiGlu{.gate_up = kept, .out = again});
-      EXPECT_LT(relative_error(kept.read(), sums), tolerance(layer.rank(), storage()));
-      EXPECT_EQ(again.read(), out.read());
-      EXPECT_TRUE(kept.surroundings_untouched());
+      EXPECT_EQ(in.read(), gate_up) << "left as it was";
+
+      // The gradient: of the sums, and the same activation once more, bit for bit.
+      const auto grad = floats(rows * width, 7);
+      const Stored grad_out(place(), {rows, width}, grad, gap), product(place(), {rows, width}, gap);
+      run(context(), SwiGluBackward{.gate_up = in,
+                                    .grad_out = grad_out,
+                                    .grad_gate_up = in,
+                                    .product = product,
+                                    .adapters = layer.op()});
+      EXPECT_LT(relative_error(in.read(), gradient_of_gates(sums, grad, width)),
+                tolerance(layer.rank(), storage()));
+      EXPECT_LT(relative_error(product.read(), out.read()), tolerance(1, storage()));
+      EXPECT_TRUE(in.surroundings_untouched() && product.surroundings_untouched());
+    }
+  }
+}
+
+// One adapter that every row has: its gradients with the activation's, where they may come on the way, and
+// by operations of their own.
+TEST_P(LowRankTest, SwiGluBackwardGivesTheGradientsOfItsAdapter) {
+  struct Shape {
+    int64_t rows, width, rank, gap;
+  };
+  for (const auto& [rows, width, rank, gap] : {Shape{0, 64, 8, 0},
+                                               {1, 8, 8, 0},
+                                               {37, 40, 8, 8},
+                                               {700, 1536, 8, 0},
+                                               {90, 272, 16, 16},
+                                               {700, 1280, 16, 0},
+                                               {1300, 2304, 8, 8},
+                                               {20, 18944, 8, 0},
+                                               {65, 33, 8, 3},
+                                               {130, 192, 24, 0}}) {
+    SCOPED_TRACE(testing::Message() << rows << "x" << width << " rank " << rank << " gap " << gap);
+    constexpr float scale = 2.0F;
+    const auto gate_up = floats(rows * 2 * width, 1, 3.0F), grad = floats(rows * width, 2),
+               low = floats(rows * 2 * rank, 3), down_low = floats(rows * rank, 8);
+    const auto before_a = random_floats(rank * width, 9);
+    const std::array<std::vector<float>, 2> b = {floats(width * rank, 4), floats(width * rank, 5)},
+                                            before = {random_floats(width * rank, 6),
+                                                      random_floats(width * rank, 7)};
+    const Stored packed(place(), {rank / 2, 4 * width});
+    const std::array<Stored, 2> b_t = {Stored(place(), {width, rank}, b[0]),
+                                       Stored(place(), {width, rank}, b[1])};
+    for (size_t p = 0; p < 2; ++p) {
+      const int64_t begin = 2 * width * static_cast<int64_t>(p);
+      run(context(),
+          PackLowRank{.b = b_t[p], .scale = scale, .out = packed.tensor().columns(begin, begin + 2 * width)});
+    }
+    std::vector<int32_t> all;
+    for (int64_t t = 0; t < rows; ++t) all.insert(all.end(), {0, static_cast<int32_t>(rank)});
+    const Guarded<int32_t> ranges(device(), {rows, 2}, all);
+
+    // Both ways from the same rows.
+    struct Result {
+      std::vector<float> gate_up, low, grad_b[2], grad_a;
+    };
+    const auto result = [&](bool on_the_way) {
+      const Stored rows_t(place(), {rows, 2 * width}, gate_up, gap), out(place(), {rows, width}, grad, gap),
+          low_t(place(), {rows, 2 * rank}, low, gap), down(place(), {rows, rank}, down_low, gap);
+      const Guarded<float> grad_a(device(), {rank, width}, before_a);
+      const std::array<Guarded<float>, 2> grad_b = {Guarded<float>(device(), {width, rank}, before[0]),
+                                                    Guarded<float>(device(), {width, rank}, before[1])};
+      const auto gradient = [&](int64_t p) {
+        const auto i = static_cast<size_t>(p);
+        return LowRankBackward{.grad_out = rows_t.tensor().columns(p * width, (p + 1) * width),
+                               .low = low_t.tensor().columns(p * rank, (p + 1) * rank),
+                               .b = b_t[i],
+                               .scale = scale,
+                               .grad_b = grad_b[i],
+                               .grad_low = low_t.tensor().columns(p * rank, (p + 1) * rank)};
+      };
+      SwiGluBackward op = {.gate_up = rows_t,
+                           .grad_out = out,
+                           .grad_gate_up = rows_t,
+                           .product = out,
+                           .adapters = {.low = low_t, .b = packed, .ranges = ranges}};
+      const Gemm of_a = {.a = down, .b = out, .out = grad_a, .transpose_a = true, .beta = 1.0F};
+      if (on_the_way) {
+        op.gate = gradient(0), op.up = gradient(1);
+        op.down_grad_low = of_a.a, op.down_grad_a = of_a.out;
+      }
+      run(context(), op);
+      if (!on_the_way) {
+        run(context(), gradient(0));
+        run(context(), gradient(1));
+        run(context(), of_a);
+      }
+      EXPECT_TRUE(rows_t.surroundings_untouched() && out.surroundings_untouched() &&
+                  low_t.surroundings_untouched() && grad_b[0].surroundings_untouched() &&
+                  grad_b[1].surroundings_untouched() && grad_a.surroundings_untouched());
+      return Result{rows_t.read(), low_t.read(), {grad_b[0].read(), grad_b[1].read()}, grad_a.read()};
+    };
+    const Result one = result(true), other = result(false);
+
+    auto sums = in_double(gate_up);
+    for (int64_t t = 0; t < rows; ++t) {
+      for (int64_t i = 0; i < 2 * width; ++i) {
+        for (int64_t r = 0; r < rank; ++r)
+          sums[static_cast<size_t>(t * 2 * width + i)] +=
+              static_cast<double>(scale) *
+              static_cast<double>(low[static_cast<size_t>((2 * t + i / width) * rank + r)]) *
+              static_cast<double>(
+                  b[static_cast<size_t>(i / width)][static_cast<size_t>(i % width * rank + r)]);
+      }
+    }
+    const auto expected = gradient_of_gates(sums, grad, width);
+    std::array<std::vector<double>, 2> expected_b = {in_double(before[0]), in_double(before[1])};
+    auto expected_a = in_double(before_a);
+    for (int64_t t = 0; t < rows; ++t) {
+      for (int64_t i = 0; i < width; ++i) {
+        const double gate = sums[static_cast<size_t>(2 * t * width + i)];
+        const double product =
+            gate / (1.0 + std::exp(-gate)) * sums[static_cast<size_t>((2 * t + 1) * width + i)];
+        for (int64_t r = 0; r < rank; ++r)
+          expected_a[static_cast<size_t>(r * width + i)] +=
+              product * static_cast<double>(down_low[static_cast<size_t>(t * rank + r)]);
+      }
+    }
+    std::vector<double> expected_low(low.size(), 0.0);
+    for (int64_t t = 0; t < rows; ++t) {
+      for (int64_t i = 0; i < 2 * width; ++i) {
+        const double g = static_cast<double>(scale) * expected[static_cast<size_t>(t * 2 * width + i)];
+        for (int64_t r = 0; r < rank; ++r) {
+          const auto at = static_cast<size_t>((2 * t + i / width) * rank + r),
+                     of_b = static_cast<size_t>(i % width * rank + r);
+          expected_b[static_cast<size_t>(i / width)][of_b] += g * static_cast<double>(low[at]);
+          expected_low[at] += g * static_cast<double>(b[static_cast<size_t>(i / width)][of_b]);
+        }
+      }
+    }
+    for (const Result& got : {one, other}) {
+      EXPECT_LT(relative_error(got.gate_up, expected), tolerance(rank, storage()));
+      EXPECT_LT(relative_error(got.low, expected_low), tolerance(2 * width, storage()));
+      for (size_t p = 0; p < 2; ++p)
+        EXPECT_LT(relative_error(got.grad_b[p], expected_b[p]), tolerance(rows + 1, storage()));
+      EXPECT_LT(relative_error(got.grad_a, expected_a), tolerance(rows + 1, storage()));
     }
   }
 }
