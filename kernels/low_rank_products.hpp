@@ -28,6 +28,13 @@ inline LowRankProducts products_of(const Context& context, const LowRankBackward
           .grad_low = {.a = op.grad_out, .b = op.b, .out = op.grad_low, .alpha = op.scale}};
 }
 
+// The low-rank numbers that SwiGlu gives, by an operation of its own after it.
+template <Device device>
+void launch_down_low(const Context& context, const SwiGlu& op) {
+  if (op.down_a.defined())
+    launch<device>(context, Gemm{.a = op.out, .b = op.down_a, .out = op.down_low, .transpose_b = true});
+}
+
 // The gradients that SwiGluBackward gives, by operations of their own after it.
 template <Device device>
 void launch_low_rank_gradients(const Context& context, const SwiGluBackward& op) {

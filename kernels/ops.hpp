@@ -104,6 +104,7 @@ struct RmsNormBackward {
   Tensor grad_x;         // T, H, accumulated into
   Tensor grad_weight{};  // H, accumulated into, or undefined
   Tensor rounded{};      // T, H, or undefined: grad_x after, in the storage dtype
+  Tensor normalised{};   // T, H, or undefined: out once more, as AddRmsNorm gives it
 };
 
 // Rotates the first `heads` heads of each row in place (query and key heads): element i of the first half of
@@ -188,6 +189,9 @@ struct SwiGlu {
   Tensor gate_up;      // T, 2F
   Tensor out;          // T, F
   LowRank adapters{};  // of gate and up: added first; gate_up is left as it was
+  // Undefined, or for an adapter of the projection that reads out, which every row has: down_low = out A^T.
+  Tensor down_a{};    // r, F
+  Tensor down_low{};  // T, r
 };
 
 struct SwiGluBackward {

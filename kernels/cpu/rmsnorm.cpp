@@ -60,10 +60,12 @@ void launch<Device::cpu>(const Context& context, const RmsNormBackward& op) {
                                   {"grad_out", op.grad_out, "TH"},
                                   {"grad_x", op.grad_x, "TH"},
                                   {"grad_weight", op.grad_weight, "H", DType::f32, true},
-                                  {"rounded", op.rounded, "TH", DType::f32, true}});
+                                  {"rounded", op.rounded, "TH", DType::f32, true},
+                                  {"normalised", op.normalised, "TH", DType::f32, true}});
   const int64_t rows = dims['T'], width = dims['H'];
   const Rows x = rows_of(op.x), grad_out = rows_of(op.grad_out), grad_x = rows_of(op.grad_x);
   const Rows rounded = op.rounded.defined() ? rows_of(op.rounded) : Rows{nullptr, 0};
+  const Rows normalised = op.normalised.defined() ? rows_of(op.normalised) : Rows{nullptr, 0};
   const float* weight = op.weight.data<float>();
   thread_local std::vector<float> scratch;
   scratch.resize(static_cast<size_t>(rows));
@@ -82,6 +84,8 @@ void launch<Device::cpu>(const Context& context, const RmsNormBackward& op) {
     float* result = grad_x[t];
     for (int64_t i = 0; i < width; ++i) result[i] += inverse * gt[i] * weight[i] - along * xt[i];
     if (rounded.data != nullptr) std::copy_n(result, width, rounded[t]);
+    if (normalised.data == nullptr) continue;
+    for (int64_t i = 0; i < width; ++i) normalised[t][i] = xt[i] * inverse * weight[i];
   }
   if (!op.grad_weight.defined()) return;
   // Blocks of columns, so that the order of the sum over rows does not depend on the number of threads.

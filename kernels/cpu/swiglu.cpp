@@ -56,7 +56,11 @@ template <>
 void launch<Device::cpu>(const Context& context, const SwiGlu& op) {
   const int64_t width = op.out.columns();
   const Dims dims = match_shapes("SwiGlu", context.device,
-                                 {{"gate_up", op.gate_up, "TG"}, {"out", op.out, "TF"}}, {{'G', 2 * width}});
+                                 {{"gate_up", op.gate_up, "TG"},
+                                  {"out", op.out, "TF"},
+                                  {"down_a", op.down_a, "RF", DType::f32, true},
+                                  {"down_low", op.down_low, "TR", DType::f32, true}},
+                                 {{'G', 2 * width}});
   const Rows gate_up = rows_of(op.gate_up), out = rows_of(op.out);
   const AdaptedRow adapted("SwiGlu", context, op.adapters, dims['T'], width);
 #pragma omp parallel for if (dims['T'] * width > parallel_floats)
@@ -67,6 +71,7 @@ void launch<Device::cpu>(const Context& context, const SwiGlu& op) {
       put(y, g * sigmoid(g) * get(up));
     });
   }
+  launch_down_low<Device::cpu>(context, op);
 }
 
 // d silu(g) / d g = s (1 + g (1 - s)), s = sigmoid(g).

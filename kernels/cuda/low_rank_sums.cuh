@@ -1,5 +1,5 @@
-// The second half of gradients of B and of x A^T (LowRankBackward): parts of their sums, which blocks left in
-// scratch, are added up in a fixed order.
+// The second half of gradients of B and of x A^T (LowRankBackward), or of x A^T itself in the place of its
+// gradient: parts of their sums, which blocks left in scratch, are added up in a fixed order.
 #pragma once
 
 #include "kernels/cuda/common.cuh"

@@ -135,7 +135,7 @@ __device__ float inverses[chunk_rows];
 template <int Parts, typename X, typename T, typename R>
 __global__ void __launch_bounds__(1024)
     rms_norm_backward(Row<const X> x, const T* weight, float epsilon, Row<const T> grad_out, Row<R> grad_x,
-                      Row<T> rounded, int64_t width) {
+                      Row<T> rounded, Row<T> normalised, int64_t width) {
   wait_for_previous();
   start_next();
   const int64_t t = blockIdx.x;
@@ -185,6 +185,12 @@ __global__ void __launch_bounds__(1024)
     for (int j = 0; j < n; ++j) result[j] += inverse * gs[i][j] - along * xs[i][j];
     store(grad_x[t] + column, result);
     if (rounded.data != nullptr) store(rounded[t] + column, result);
+    if (normalised.data == nullptr) return;
+    float w[n];
+    load(w, weight + column);
+#pragma unroll
+    for (int j = 0; j < n; ++j) w[j] = Parts > 0 ? xs[i][j] * (inverse * w[j]) : xs[i][j] * inverse * w[j];
+    store(normalised[t] + column, w);
   });
 }
 
@@ -264,10 +270,11 @@ void launch<Device::cuda>(const Context& context, const RmsNormBackward& op) {
                                   {"grad_x", op.grad_x, "TH", op.grad_x.dtype()},
                                   {"grad_weight", op.grad_weight, "H",
                                    op.grad_weight.defined() ? op.grad_weight.dtype() : storage, true},
-                                  {"rounded", op.rounded, "TH", storage, true}});
+                                  {"rounded", op.rounded, "TH", storage, true},
+                                  {"normalised", op.normalised, "TH", storage, true}});
   const int64_t rows = dims['T'], width = dims['H'];
-  const int parts =
-      parts_for(width, rows_aligned(4, {&op.x, &op.weight, &op.grad_out, &op.grad_x, &op.rounded}));
+  const int parts = parts_for(
+      width, rows_aligned(4, {&op.x, &op.weight, &op.grad_out, &op.grad_x, &op.rounded, &op.normalised}));
   with_element_types(op.x.dtype(), op.grad_x.dtype(), [&](auto x_element, auto grad_element) {
     with_element_type(storage, [&](auto element) {
       using X = decltype(x_element);
@@ -285,7 +292,9 @@ void launch<Device::cuda>(const Context& context, const RmsNormBackward& op) {
           const auto grad_out = row_of<const T>(op.grad_out.rows(begin, end));
           launch_kernel(context, kernel, static_cast<unsigned>(end - begin), threads_for(width, parts), 0, x,
                         pointer<T>(op.weight), op.epsilon, grad_out, row_of<R>(op.grad_x.rows(begin, end)),
-                        row_of<T>(op.rounded.defined() ? op.rounded.rows(begin, end) : Tensor()), width);
+                        row_of<T>(op.rounded.defined() ? op.rounded.rows(begin, end) : Tensor()),
+                        row_of<T>(op.normalised.defined() ? op.normalised.rows(begin, end) : Tensor()),
+                        width);
           if (!op.grad_weight.defined()) continue;
           with_element_type(op.grad_weight.dtype(), [&](auto weight_element) {
             using W = decltype(weight_element);

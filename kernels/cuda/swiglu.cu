@@ -2,12 +2,15 @@
 // (swiglu_tiles.cuh).
 //
 // Measured on one H100 80GB HBM3 (copy 3.0 TB/s): 8,192 x 18,944 305 us (3.05 TB/s). In a graph 1.3 us for 1
-// row, 2.5 for 64, 11 for 256.
+// row, 2.5 for 64, 11 for 256. With adapters 4,096 x 18,944 178 us (2.5 TB/s), with down's low-rank numbers
+// 220.
 #include "kernels/cuda/swiglu.cuh"
 
 #include <algorithm>
 
+#include "kernels/cuda/low_rank_sums.cuh"
 #include "kernels/cuda/swiglu_tiles.cuh"
+#include "kernels/low_rank_products.hpp"
 
 namespace sl {
 namespace {
@@ -30,13 +33,27 @@ struct GatedActivation {
   }
 };
 
-template <int Stages>
+template <int Stages, int DownRank>
 void launch_tiles(const Context& context, const GatedForward& work, int64_t across, int64_t blocks) {
-  constexpr size_t bytes = sizeof(CopiesAhead<Stages, GatedForward::pieces>);
-  const auto kernel = gated_forward<Stages>;
+  constexpr size_t bytes = sizeof(GatedForwardShared<Stages, DownRank>);
+  const auto kernel = gated_forward<Stages, DownRank>;
   SL_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
   launch_kernel(context, kernel, dim3(static_cast<unsigned>(across), static_cast<unsigned>(blocks)),
                 GatedTiles::threads, bytes, work);
+}
+
+template <int DownRank>
+void launch_with_down(const Context& context, const SwiGlu& op, GatedForward work, int64_t across,
+                      int64_t blocks) {
+  work.down_a = pointer<bf16>(op.down_a);
+  work.down_a_stride = op.down_a.row_stride();
+  work.down_low = static_cast<float*>(context.cuda->blas_workspace.data());
+  launch_tiles<4, DownRank>(context, work, across, blocks);
+  launch_low_rank_sums<DownRank, 1>(
+      context, {.grad_low = work.down_low, .column_groups = static_cast<int>(across), .rows = work.row_count},
+      {.grad_low = pointer<bf16>(op.down_low),
+       .grad_low_stride = op.down_low.row_stride(),
+       .low_scale = 1.0F});
 }
 
 void launch_tiles(const Context& context, const SwiGlu& op, const LowRankLayer<bf16>& layer) {
@@ -52,8 +69,19 @@ void launch_tiles(const Context& context, const SwiGlu& op, const LowRankLayer<b
   const int64_t across = ceil_div(work.width, GatedTiles::columns * GatedTiles::warps);
   const int64_t each = std::max<int64_t>(1, tiles * across / (int64_t{16} * context.cuda->multiprocessors));
   const int64_t blocks = ceil_div(tiles, each);
-  if (each == 1) return launch_tiles<2>(context, work, across, blocks);
-  launch_tiles<4>(context, work, across, blocks);
+  const int64_t rank = op.down_a.defined() ? op.down_a.rows() : 0;
+  const bool room =
+      across * work.row_count * rank * int64_t{sizeof(float)} <= context.cuda->blas_workspace.bytes();
+  const bool with_down = context.cuda->compute_capability == 90 && room && rows_aligned(8, {&op.down_a}) &&
+                         rank > 0 && rows_begin_at(op.down_low, 8);
+  if (with_down && rank == 8) return launch_with_down<8>(context, op, work, across, blocks);
+  if (with_down && rank == 16) return launch_with_down<16>(context, op, work, across, blocks);
+  if (each == 1) {
+    launch_tiles<2, 0>(context, work, across, blocks);
+  } else {
+    launch_tiles<4, 0>(context, work, across, blocks);
+  }
+  launch_down_low<Device::cuda>(context, op);
 }
 
 }  // namespace
@@ -63,7 +91,10 @@ void launch<Device::cuda>(const Context& context, const SwiGlu& op) {
   const DType storage = op.out.dtype();
   const int64_t width = op.out.columns();
   const Dims dims = match_shapes("SwiGlu", context.device,
-                                 {{"gate_up", op.gate_up, "TG", storage}, {"out", op.out, "TF", storage}},
+                                 {{"gate_up", op.gate_up, "TG", storage},
+                                  {"out", op.out, "TF", storage},
+                                  {"down_a", op.down_a, "RF", storage, true},
+                                  {"down_low", op.down_low, "TR", storage, true}},
                                  {{'G', 2 * width}});
   with_element_type(storage, [&](auto element) {
     using T = decltype(element);
@@ -75,6 +106,7 @@ void launch<Device::cuda>(const Context& context, const SwiGlu& op) {
       const GateUp<T, Adapters> gate_up = {pointer<T>(op.gate_up), op.gate_up.row_stride(), width, adapters};
       for_each_element<n>(context, {dims['T'], width}, aligned,
                           GatedActivation<T, Adapters>{gate_up, pointer<T>(op.out), op.out.row_stride()});
+      launch_down_low<Device::cuda>(context, op);
     };
     if (!op.adapters.defined()) return launch_elements(NoAdapters{});
     const auto layer = layer_of<T>("SwiGlu", context, op.adapters, storage, dims['T'], 2 * width, 2);

@@ -114,6 +114,17 @@ struct GatedForward {
   bf16* out;
   int64_t out_stride;
   LowRankLayer<bf16> layer;
+  const bf16* down_a;  // r, F: a row is contiguous
+  int64_t down_a_stride;
+  float* down_low;  // column groups, rows, r: sums over the columns of a block
+};
+
+template <int Stages, int DownRank>
+struct GatedForwardShared {
+  CopiesAhead<Stages, GatedForward::pieces> ahead;
+  static constexpr int row_length =
+      DownRank == 16 ? 24 : DownRank;  // keeps the lanes of a store in other banks
+  float down_sums[2][GatedTiles::warps][GatedTiles::rows][DownRank > 0 ? row_length : 1];
 };
 
 // Rows of a tile may use different adapters: numbers of low that are not a row's own count as zero, so that
@@ -166,11 +177,13 @@ struct TileLow {
 };
 
 // Block (8 groups of columns, some tiles). While a tile is computed the low-rank numbers of the next are on
-// their way, and the ranges of the one after it, which say where those are.
-template <int Stages>
+// their way, and the ranges of the one after it, which say where those are. DownRank: 0, or the rank of
+// down's adapter, whose low-rank numbers are then summed on the way.
+template <int Stages, int DownRank>
 __global__ void __launch_bounds__(GatedTiles::threads, 2)
     gated_forward(const __grid_constant__ GatedForward work) {
-  auto& ahead = gated_shared<CopiesAhead<Stages, GatedForward::pieces>>();
+  auto& shared = gated_shared<GatedForwardShared<Stages, DownRank>>();
+  auto& ahead = shared.ahead;
   const GatedLane me;
   const int64_t tiles = (work.row_count + GatedTiles::rows - 1) / GatedTiles::rows;
   const int64_t step_of_tiles = gridDim.y;
@@ -196,12 +209,20 @@ __global__ void __launch_bounds__(GatedTiles::threads, 2)
   TileB b;
   unsigned step_of_b = even.first;
   if (even.first < even.last) b.fetch(work.layer, work.width, even.first, me);
+  constexpr int eights = DownRank / 8;
+  uint32_t down_a[eights > 0 ? eights : 1][4];  // of eight numbers of the rank; as operands
+#pragma unroll
+  for (int eight = 0; eight < eights; ++eight) {
+    const bool inside = me.column < work.width;
+    const bf16* from = work.down_a + (8 * eight + me.g) * work.down_a_stride + me.column;
+    as_operands(down_a[eight], inside ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0));
+  }
   wait_for_previous();
   start_next();
   even.fetch(work, tile, even.first, me);
 #pragma unroll
   for (int i = 0; i < Stages - 1; ++i) fetch(tile + i * step_of_tiles, i);
-  int stage = 0;
+  int stage = 0, turn = 0;
   // False after the last tile. What is on its way stays in the registers that it goes to: moving it would
   // wait.
   const auto next_tile = [&](TileLow& low, TileLow& next) {
@@ -224,6 +245,7 @@ __global__ void __launch_bounds__(GatedTiles::threads, 2)
       add_step(gate_sums, low.words[0], b.words[0]);
       add_step(up_sums, low.words[1], b.words[1]);
     }
+    uint32_t outs[2][4];  // as operands
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       add_sums(gates[i], gate_sums, i);
@@ -231,8 +253,35 @@ __global__ void __launch_bounds__(GatedTiles::threads, 2)
 #pragma unroll
       for (int k = 0; k < 8; ++k) ups[i][k] *= fast_gate(gates[i][k]);
       const int64_t row = tile * GatedTiles::rows + me.g + 8 * i;
+      const uint4 out = packed(ups[i]);
+      if constexpr (DownRank > 0) as_operands(outs[i], out);
       if (row < work.row_count && me.column < work.width)
-        store(work.out + row * work.out_stride + me.column, ups[i]);
+        *reinterpret_cast<uint4*>(work.out + row * work.out_stride + me.column) = out;
+    }
+    if constexpr (DownRank > 0) {
+#pragma unroll
+      for (int eight = 0; eight < eights; ++eight) {
+        float sum[4] = {};
+#pragma unroll
+        for (int s = 0; s < 2; ++s)
+          paged::multiply_add(sum, outs[0][2 * s], outs[1][2 * s], outs[0][2 * s + 1], outs[1][2 * s + 1],
+                              down_a[eight][2 * s], down_a[eight][2 * s + 1]);
+        auto& to = shared.down_sums[turn][me.warp];
+        const int r = 8 * eight + 2 * me.t;
+        *reinterpret_cast<float2*>(&to[me.g][r]) = make_float2(sum[0], sum[1]);
+        *reinterpret_cast<float2*>(&to[me.g + 8][r]) = make_float2(sum[2], sum[3]);
+      }
+      __syncthreads();  // also: the sums of the tile before are read
+      const int r = threadIdx.x % DownRank, row_of_tile = threadIdx.x / DownRank;
+      const int64_t row = tile * GatedTiles::rows + row_of_tile;
+      if (row_of_tile < GatedTiles::rows && row < work.row_count) {
+        float sum = 0.0F;
+#pragma unroll
+        for (int warp = 0; warp < GatedTiles::warps; ++warp)
+          sum += shared.down_sums[turn][warp][row_of_tile][r];
+        work.down_low[(blockIdx.x * work.row_count + row) * DownRank + r] = sum;
+      }
+      turn ^= 1;
     }
     tile += step_of_tiles;
     stage = (stage + 1) % Stages;

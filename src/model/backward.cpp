@@ -47,7 +47,6 @@ void TrainingPass::backward_ffn(int64_t layer, const Adapter* adapter, const Tra
       gradients.parameters != nullptr ? &gradients.parameters->layers[static_cast<size_t>(layer)] : nullptr;
   const int64_t mark = arena_.mark();
   const WithLow& grad_out = gathered_gradient();
-  const Tensor x = gathered(normalised(kept.middle, weights.ffn_norm));
   const Tensor grad_x = take_padded(context.storage);
   const Tensor product = take(rows_, ffn_);
 
@@ -75,10 +74,10 @@ void TrainingPass::backward_ffn(int64_t layer, const Adapter* adapter, const Tra
   // gate and up
   linear_input_gradient(context, grad_gate_up.all,
                         weights.with_room.gate_up.rows(0, grad_gate_up.all.columns()), grad_x.rows(0, rows_));
+  const Tensor x = gathered(norm_gradient(kept.middle, weights.ffn_norm, own_share(grad_x),
+                                          full != nullptr ? full->ffn_norm : Tensor()));
   a_gradient(adapter, gradients, layer, gate_up_group, x, grad_gate_up);
   if (full != nullptr) linear_weight_gradient(context, grad_gate_up.outputs, x, full->gate_up);
-  norm_gradient(kept.middle, weights.ffn_norm, own_share(grad_x),
-                full != nullptr ? full->ffn_norm : Tensor());
   arena_.release(mark);
 }
 
@@ -114,8 +113,18 @@ void TrainingPass::backward_attention(int64_t layer, const Adapter* adapter, con
   rotate(grad_qkv.outputs, /*inverse=*/true);
 
   // query, key and value projections
-  const Tensor x = gathered(normalised(residual(layer), weights.attention_norm));
   b_gradient(adapter, gradients, layer, qkv_group, kept.qkv.low, grad_qkv);
+  Tensor own_x;
+  if (layer > 0 || full != nullptr) {
+    const Tensor grad_x = take_padded(context.storage);
+    linear_input_gradient(context, grad_qkv.all, weights.with_room.qkv.rows(0, grad_qkv.all.columns()),
+                          grad_x.rows(0, rows_));
+    own_x = norm_gradient(residual(layer), weights.attention_norm, own_share(grad_x),
+                          full != nullptr ? full->attention_norm : Tensor());
+  } else {  // an adapter's gradients do not need that of the embedded tokens
+    own_x = normalised(residual(layer), weights.attention_norm);
+  }
+  const Tensor x = gathered(own_x);
   a_gradient(adapter, gradients, layer, qkv_group, x, grad_qkv);
   if (full != nullptr) {
     linear_weight_gradient(context, grad_qkv.outputs, x, full->qkv);
@@ -128,27 +137,23 @@ void TrainingPass::backward_attention(int64_t layer, const Adapter* adapter, con
                         .beta = 1.0F});
     }
   }
-  // An adapter's gradients do not need that of the embedded tokens.
-  if (layer > 0 || full != nullptr) {
-    const Tensor grad_x = take_padded(context.storage);
-    linear_input_gradient(context, grad_qkv.all, weights.with_room.qkv.rows(0, grad_qkv.all.columns()),
-                          grad_x.rows(0, rows_));
-    norm_gradient(residual(layer), weights.attention_norm, own_share(grad_x),
-                  full != nullptr ? full->attention_norm : Tensor());
-  }
   arena_.release(mark);
 }
 
-// gradient_ and its rounded form become those of the residual before the norm.
-void TrainingPass::norm_gradient(const Tensor& x, const Tensor& weight, const Tensor& grad_out,
-                                 const Tensor& grad_weight) {
+// gradient_ and its rounded form become those of the residual before the norm. Returns what the norm gave, a
+// new tensor of the arena.
+Tensor TrainingPass::norm_gradient(const Tensor& x, const Tensor& weight, const Tensor& grad_out,
+                                   const Tensor& grad_weight) {
+  const Tensor out = take(x.rows(), x.columns());
   run(model_.context, RmsNormBackward{.x = x,
                                       .weight = weight,
                                       .epsilon = model_.config->rms_epsilon,
                                       .grad_out = grad_out,
                                       .grad_x = gradient_,
                                       .grad_weight = grad_weight,
-                                      .rounded = rounded_own_});
+                                      .rounded = rounded_own_,
+                                      .normalised = out});
+  return out;
 }
 
 // The gradients of an adapter. With low = x A^T, to each projection of a group is added scale * low B^T, in

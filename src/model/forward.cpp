@@ -52,6 +52,8 @@ void TrainingPass::forward_attention(int64_t layer, const Adapter* adapter) {
                                .scale = 1.0F / std::sqrt(static_cast<float>(model_.config->head_dim)),
                                .out = kept.attention,
                                .log_sum_exp = kept.log_sum_exp});
+  if (adapter != nullptr)
+    linear(context, kept.attention, adapter->stacked_a(layer, output_group), kept.low_output);
   add_block(residual(layer), kept.attention, weights.output, kept.middle,
             {adapter, layer, output_group, kept.low_output});
   arena_.release(mark);
@@ -73,10 +75,15 @@ void TrainingPass::forward_down(int64_t layer, const Adapter* adapter) {
   const LayerActivations& kept = activations_of(layer);
   const int64_t mark = arena_.mark();
   const Tensor product = take(rows_, ffn_);
-  run(model_.context,
-      SwiGlu{.gate_up = kept.gate_up.outputs, .out = product, .adapters = part_of_gate_up(layer)});
+  const Tensor low = low_down_[static_cast<size_t>(layer)];
+  SwiGlu activation = {.gate_up = kept.gate_up.outputs, .out = product, .adapters = part_of_gate_up(layer)};
+  if (adapter != nullptr) {
+    activation.down_a = adapter->stacked_a(layer, down_group);
+    activation.down_low = low;
+  }
+  run(model_.context, activation);
   add_block(kept.middle, product, weights_of(layer).down, residual(layer + 1),
-            {adapter, layer, down_group, low_down_[static_cast<size_t>(layer)]});
+            {adapter, layer, down_group, low});
   arena_.release(mark);
 }
 
@@ -89,7 +96,7 @@ LowRank TrainingPass::part_of_gate_up(int64_t layer) {
 }
 
 // after = before + the sum over the ranks of x W^T with the adapter's part: that is linear in this rank's
-// columns of x, too. x A^T goes to part.low.
+// columns of x, too.
 void TrainingPass::add_block(const Tensor& before, const Tensor& x, const Tensor& weight, const Tensor& after,
                              const AdapterPart& part) {
   const Context& context = model_.context;
@@ -100,10 +107,7 @@ void TrainingPass::add_block(const Tensor& before, const Tensor& x, const Tensor
   } else {
     linear(context, x, weight, out);
   }
-  if (part.adapter != nullptr) {
-    linear(context, x, part.adapter->stacked_a(part.layer, part.group), part.low);
-    add_low_rank(part.adapter, part.layer, part.group, part.low, out);
-  }
+  add_low_rank(part.adapter, part.layer, part.group, part.low, out);
   if (alone()) return;
   run(context, Copy{before, after});
   run(context, Add{.x = own_share(sum), .out = after});

@@ -96,7 +96,7 @@ class TrainingPass {
     const Adapter* adapter;
     int64_t layer;
     ProjectionGroup group;
-    Tensor low;  // T, projections * r
+    Tensor low;  // T, projections * r: x A^T
   };
 
   int64_t activation_bytes() const;  // of one layer
@@ -143,8 +143,8 @@ class TrainingPass {
   const WithLow& gathered_gradient();
   void backward_ffn(int64_t layer, const Adapter* adapter, const Trainable& gradients);
   void backward_attention(int64_t layer, const Adapter* adapter, const Trainable& gradients);
-  void norm_gradient(const Tensor& x, const Tensor& weight, const Tensor& grad_out,
-                     const Tensor& grad_weight);
+  Tensor norm_gradient(const Tensor& x, const Tensor& weight, const Tensor& grad_out,
+                       const Tensor& grad_weight);
   std::vector<LowRankBackward> b_gradients(const Adapter* adapter, const Trainable& gradients, int64_t layer,
                                            ProjectionGroup group, const Tensor& low, const WithLow& grad_out);
   void b_gradient(const Adapter* adapter, const Trainable& gradients, int64_t layer, ProjectionGroup group,

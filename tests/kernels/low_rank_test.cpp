@@ -244,7 +244,7 @@ TEST_P(LowRankTest, SwiGluAddsToGateAndUp) {
 
 // One adapter that every row has: its gradients with the activation's, where they may come on the way, and
 // by operations of their own.
-TEST_P(LowRankTest, SwiGluBackwardGivesTheGradientsOfItsAdapter) {
+TEST_P(LowRankTest, SwiGluAndItsGradientServeAnAdapterOfAllRows) {
   struct Shape {
     int64_t rows, width, rank, gap;
   };
@@ -319,6 +319,30 @@ TEST_P(LowRankTest, SwiGluBackwardGivesTheGradientsOfItsAdapter) {
       return Result{rows_t.read(), low_t.read(), {grad_b[0].read(), grad_b[1].read()}, grad_a.read()};
     };
     const Result one = result(true), other = result(false);
+
+    // The activation, and the low-rank numbers of the projection that reads it.
+    const auto a = floats(rank * width, 10);
+    const Stored in(place(), {rows, 2 * width}, gate_up, gap), out(place(), {rows, width}, gap),
+        numbers(place(), {rows, rank}, gap);
+    run(context(),
+        SwiGlu{
+            .gate_up = in,
+            .out = out,
+            .adapters = {.low = Stored(place(), {rows, 2 * rank}, low, gap), .b = packed, .ranges = ranges},
+            .down_a = Stored(place(), {rank, width}, a),
+            .down_low = numbers});
+    const auto activated = in_double(out.read());
+    std::vector<double> expected_numbers(static_cast<size_t>(rows * rank), 0.0);
+    for (int64_t t = 0; t < rows; ++t) {
+      for (int64_t r = 0; r < rank; ++r) {
+        for (int64_t i = 0; i < width; ++i)
+          expected_numbers[static_cast<size_t>(t * rank + r)] +=
+              activated[static_cast<size_t>(t * width + i)] *
+              static_cast<double>(a[static_cast<size_t>(r * width + i)]);
+      }
+    }
+    EXPECT_LT(relative_error(numbers.read(), expected_numbers), tolerance(width, storage()));
+    EXPECT_TRUE(numbers.surroundings_untouched() && out.surroundings_untouched());
 
     auto sums = in_double(gate_up);
     for (int64_t t = 0; t < rows; ++t) {

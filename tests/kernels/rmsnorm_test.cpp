@@ -125,14 +125,23 @@ TEST_P(RmsNormTest, BackwardIsTheGradientAndAccumulates) {
         const Stored grad_t(place(), {rows, width}, grad);
         const Stored grad_x(stream_place, {rows, width}, before_x);
         const Guarded<float> grad_weight(device(), {width}, before_weight);
-        const Stored rounded(place(), {rows, width}, /*gap=*/5);
+        const Stored rounded(place(), {rows, width}, /*gap=*/5), normalised(place(), {rows, width}),
+            out(place(), {rows, width});
         run(context(), RmsNormBackward{.x = x_t,
                                        .weight = weight_t,
                                        .epsilon = static_cast<float>(epsilon),
                                        .grad_out = grad_t,
                                        .grad_x = grad_x,
                                        .grad_weight = with_weight ? grad_weight.tensor() : Tensor(),
-                                       .rounded = with_weight ? Tensor() : rounded.tensor()});
+                                       .rounded = with_weight ? Tensor() : rounded.tensor(),
+                                       .normalised = with_weight ? normalised.tensor() : Tensor()});
+        if (with_weight && stream == DType::f32) {
+          run(context(),
+              AddRmsNorm{
+                  .residual = x_t, .weight = weight_t, .epsilon = static_cast<float>(epsilon), .out = out});
+          EXPECT_LT(relative_error(normalised.read(), in_double(out.read())), tolerance(1, storage()));
+          EXPECT_TRUE(normalised.surroundings_untouched());
+        }
         if (!with_weight) {
           EXPECT_EQ(rounded.read(), stored(grad_x.read()));
           EXPECT_TRUE(rounded.surroundings_untouched());
