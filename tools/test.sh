@@ -38,12 +38,12 @@ OMP_NUM_THREADS=2 TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp" ctest --test-
   -E 'Large|Long'
 
 echo "== readers of files, fed with damaged ones"
-bash tools/fuzz.sh 60
+bash tools/fuzz.sh 20
 
 if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
   echo "== the CUDA side compiles and links"
-  cmake --preset cuda
-  cmake --build --preset cuda --target selflengthen
+  cmake --preset cuda -B build/cuda-check -DSELFLENGTHEN_UNITY=ON
+  cmake --build build/cuda-check --target selflengthen
 fi
 
 echo "== the job script on a Slurm of two nodes"
