@@ -248,16 +248,17 @@ TEST_P(LowRankTest, SwiGluAndItsGradientServeAnAdapterOfAllRows) {
   struct Shape {
     int64_t rows, width, rank, gap;
   };
-  for (const auto& [rows, width, rank, gap] : {Shape{0, 64, 8, 0},
-                                               {1, 8, 8, 0},
-                                               {37, 40, 8, 8},
-                                               {700, 1536, 8, 0},
-                                               {90, 272, 16, 16},
-                                               {700, 1280, 16, 0},
-                                               {1300, 2304, 8, 8},
-                                               {20, 18944, 8, 0},
-                                               {65, 33, 8, 3},
-                                               {130, 192, 24, 0}}) {
+  for (const Shape& shape : {Shape{0, 64, 8, 0},
+                             {1, 8, 8, 0},
+                             {37, 40, 8, 8},
+                             {700, 1536, 8, 0},
+                             {90, 272, 16, 16},
+                             {700, 1280, 16, 0},
+                             {1300, 2304, 8, 8},
+                             {20, 18944, 8, 0},
+                             {65, 33, 8, 3},
+                             {130, 192, 24, 0}}) {
+    const int64_t rows = shape.rows, width = shape.width, rank = shape.rank, gap = shape.gap;
     SCOPED_TRACE(testing::Message() << rows << "x" << width << " rank " << rank << " gap " << gap);
     constexpr float scale = 2.0F;
     const auto gate_up = floats(rows * 2 * width, 1, 3.0F), grad = floats(rows * width, 2),
