@@ -72,8 +72,9 @@ void launch_tiles(const Context& context, const SwiGlu& op, const LowRankLayer<b
   const int64_t rank = op.down_a.defined() ? op.down_a.rows() : 0;
   const bool room =
       across * work.row_count * rank * int64_t{sizeof(float)} <= context.cuda->blas_workspace.bytes();
-  const bool with_down = context.cuda->compute_capability == 90 && room && rows_aligned(8, {&op.down_a}) &&
-                         rank > 0 && rows_begin_at(op.down_low, 8);
+  // Whether there is room depends on the rows, and a row's bits must not where that is forbidden.
+  const bool with_down = context.cuda->compute_capability == 90 && !context.deterministic && room &&
+                         rows_aligned(8, {&op.down_a}) && rank > 0 && rows_begin_at(op.down_low, 8);
   if (with_down && rank == 8) return launch_with_down<8>(context, op, work, across, blocks);
   if (with_down && rank == 16) return launch_with_down<16>(context, op, work, across, blocks);
   if (each == 1) {

@@ -50,7 +50,8 @@ void TrainingPass::backward_ffn(int64_t layer, const Adapter* adapter, const Tra
   const Tensor grad_x = take_padded(context.storage);
   const Tensor product = take(rows_, ffn_);
 
-  // The activation's gradient takes its place, and then the activation itself; gate_up's gradient takes its.
+  // The activation's gradient takes its place, and then, for all weights, the activation; gate_up's gradient
+  // takes its.
   b_gradient(adapter, gradients, layer, down_group, low_down_[static_cast<size_t>(layer)], grad_out);
   linear_input_gradient(context, grad_out.all, weights.with_room.down.rows(0, grad_out.all.columns()),
                         product);

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "tests/kernels/on_devices.hpp"
+#include "tests/kernels/swiglu_reference.hpp"
 
 namespace sl::test {
 namespace {
@@ -137,19 +138,6 @@ TEST_P(LowRankTest, PackingPutsPairsOfTheRankTogetherAndFillsUpWithZeros) {
   EXPECT_TRUE(layer.packed().surroundings_untouched());
 }
 
-// d loss / d gates and ups, where d loss / d (silu(gate) * up) is `grad`.
-std::vector<double> gradient_of_gates(const std::vector<double>& gate_up, const std::vector<float>& grad,
-                                      int64_t width) {
-  std::vector<double> result(gate_up.size());
-  for (size_t i = 0; i < grad.size(); ++i) {
-    const auto w = static_cast<size_t>(width), gate = i / w * 2 * w + i % w, up = gate + w;
-    const double g = gate_up[gate], s = 1.0 / (1.0 + std::exp(-g)), d = static_cast<double>(grad[i]);
-    result[gate] = d * gate_up[up] * s * (1.0 + g * (1.0 - s));
-    result[up] = d * g * s;
-  }
-  return result;
-}
-
 const std::vector<std::vector<int64_t>> all_ranks = {{8, 8}, {8}, {5, 32, 16, 8}, {64, 4, 256}};
 
 TEST_P(LowRankTest, AddRmsNormAddsToDelta) {
@@ -213,20 +201,12 @@ TEST_P(LowRankTest, SwiGluAddsToGateAndUp) {
       const Stored in(place(), {rows, 2 * width}, gate_up, gap), out(place(), {rows, width}, gap);
       run(context(), SwiGlu{.gate_up = in, .out = out, .adapters = layer.op()});
       const auto sums = layer.added_to(gate_up);
-      std::vector<double> expected;
-      for (int64_t t = 0; t < rows; ++t) {
-        for (int64_t i = 0; i < width; ++i) {
-          const double gate = sums[static_cast<size_t>(2 * t * width + i)];
-          expected.push_back(gate / (1.0 + std::exp(-gate)) *
-                             sums[static_cast<size_t>((2 * t + 1) * width + i)]);
-        }
-      }
-      EXPECT_LT(relative_error(out.read(), expected), tolerance(layer.rank(), storage()));
+      EXPECT_LT(relative_error(out.read(), swiglu(sums, rows, width)), tolerance(layer.rank(), storage()));
       EXPECT_TRUE(out.surroundings_untouched());
 
       EXPECT_EQ(in.read(), gate_up) << "left as it was";
 
-      // The gradient: of the sums, and the same activation once more, bit for bit.
+      // The gradient, of the sums, and the same activation once more.
       const auto grad = floats(rows * width, 7);
       const Stored grad_out(place(), {rows, width}, grad, gap), product(place(), {rows, width}, gap);
       run(context(), SwiGluBackward{.gate_up = in,
@@ -234,7 +214,7 @@ TEST_P(LowRankTest, SwiGluAddsToGateAndUp) {
                                     .grad_gate_up = in,
                                     .product = product,
                                     .adapters = layer.op()});
-      EXPECT_LT(relative_error(in.read(), gradient_of_gates(sums, grad, width)),
+      EXPECT_LT(relative_error(in.read(), swiglu_gradient(sums, in_double(grad), rows, width)),
                 tolerance(layer.rank(), storage()));
       EXPECT_LT(relative_error(product.read(), out.read()), tolerance(1, storage()));
       EXPECT_TRUE(in.surroundings_untouched() && product.surroundings_untouched());
@@ -356,14 +336,13 @@ TEST_P(LowRankTest, SwiGluAndItsGradientServeAnAdapterOfAllRows) {
                   b[static_cast<size_t>(i / width)][static_cast<size_t>(i % width * rank + r)]);
       }
     }
-    const auto expected = gradient_of_gates(sums, grad, width);
+    const auto expected = swiglu_gradient(sums, in_double(grad), rows, width);
     std::array<std::vector<double>, 2> expected_b = {in_double(before[0]), in_double(before[1])};
+    const auto products = swiglu(sums, rows, width);
     auto expected_a = in_double(before_a);
     for (int64_t t = 0; t < rows; ++t) {
       for (int64_t i = 0; i < width; ++i) {
-        const double gate = sums[static_cast<size_t>(2 * t * width + i)];
-        const double product =
-            gate / (1.0 + std::exp(-gate)) * sums[static_cast<size_t>((2 * t + 1) * width + i)];
+        const double product = products[static_cast<size_t>(t * width + i)];
         for (int64_t r = 0; r < rank; ++r)
           expected_a[static_cast<size_t>(r * width + i)] +=
               product * static_cast<double>(down_low[static_cast<size_t>(t * rank + r)]);
