@@ -220,8 +220,9 @@ struct ScatterAddRows {  // out(indices(i)) += x(i); indices are distinct
   Tensor out;            // T, H
 };
 
-struct Copy {  // out = x, same shape; either may be a column range
+struct Copy {  // out = scale * x, same shape; either may be a column range
   Tensor x, out;
+  float scale = 1.0F;
 };
 
 struct Add {  // out += scale * x, same shape

@@ -33,7 +33,13 @@ template <>
 void launch<Device::cpu>(const Context& context, const Copy& op) {
   const Flat flat = flatten_both("Copy", context.device, op.x, op.out);
   const Rows x = rows_of(op.x), out = rows_of(op.out);
-  for (int64_t row = 0; row < flat.rows; ++row) std::copy_n(x[row], flat.width, out[row]);
+  for (int64_t row = 0; row < flat.rows; ++row) {
+    if (op.scale == 1.0F) {
+      std::copy_n(x[row], flat.width, out[row]);
+    } else {
+      std::transform(x[row], x[row] + flat.width, out[row], [&](float value) { return op.scale * value; });
+    }
+  }
 }
 
 template <>

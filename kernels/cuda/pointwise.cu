@@ -18,11 +18,14 @@ struct CopyElements {
   int64_t x_stride;
   To* out;
   int64_t out_stride;
+  float scale;
 
   template <int N>
   __device__ void at(int64_t row, int64_t column) const {
     float values[N];
     load(values, x + row * x_stride + column);
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] *= scale;
     store(out + row * out_stride + column, values);
   }
 };
@@ -112,7 +115,7 @@ void launch<Device::cuda>(const Context& context, const Copy& op) {
     constexpr int n = elements_at_once<From, To>;
     for_each_element<n>(context, flat, rows_aligned(n, {&op.x, &op.out}, flat.rows == 1),
                         CopyElements<From, To>{pointer<From>(op.x), op.x.row_stride(), pointer<To>(op.out),
-                                               op.out.row_stride()});
+                                               op.out.row_stride(), op.scale});
   });
 }
 

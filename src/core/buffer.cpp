@@ -57,6 +57,13 @@ void* allocate(Device device, int64_t bytes, const std::string& name) {
   return data;
 }
 
+// One row where there are no gaps.
+DeviceRows rows_in_memory(const Tensor& tensor) {
+  if (tensor.contiguous()) return {tensor.raw(), tensor.bytes(), tensor.bytes(), 1};
+  return {tensor.raw(), tensor.row_stride() * size_of(tensor.dtype()), tensor.bytes() / tensor.dim(0),
+          tensor.dim(0)};
+}
+
 }  // namespace
 
 Buffer::Buffer(Device device, int64_t bytes, std::string name)
@@ -156,19 +163,27 @@ std::vector<MemoryEntry> memory_table() {
 }
 
 void copy_to_device(const Tensor& device, const void* host, int64_t bytes) {
-  require(device.contiguous() && bytes == device.bytes(), "copy does not fit " + device.describe());
+  require(bytes == device.bytes(), "copy does not fit " + device.describe());
   if (bytes == 0) return;
-  if (device.device() == Device::cuda) return copy_host_to_device(device.raw(), host, bytes);
+  const DeviceRows to = rows_in_memory(device);
+  if (device.device() == Device::cuda) return copy_host_to_device(to, host);
   DeviceTurn turn(device.device());
-  std::memcpy(device.raw(), host, static_cast<size_t>(bytes));
+  for (int64_t row = 0; row < to.rows; ++row) {
+    std::memcpy(static_cast<char*>(to.data) + row * to.pitch, static_cast<const char*>(host) + row * to.width,
+                static_cast<size_t>(to.width));
+  }
 }
 
 void copy_to_host(void* host, const Tensor& device, int64_t bytes) {
-  require(device.contiguous() && bytes == device.bytes(), "copy does not fit " + device.describe());
+  require(bytes == device.bytes(), "copy does not fit " + device.describe());
   if (bytes == 0) return;
-  if (device.device() == Device::cuda) return copy_device_to_host(host, device.raw(), bytes);
+  const DeviceRows from = rows_in_memory(device);
+  if (device.device() == Device::cuda) return copy_device_to_host(host, from);
   DeviceTurn turn(device.device());
-  std::memcpy(host, device.raw(), static_cast<size_t>(bytes));
+  for (int64_t row = 0; row < from.rows; ++row) {
+    std::memcpy(static_cast<char*>(host) + row * from.width,
+                static_cast<const char*>(from.data) + row * from.pitch, static_cast<size_t>(from.width));
+  }
 }
 
 void upload_floats(const Tensor& device, std::span<const float> host) {

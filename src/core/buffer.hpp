@@ -86,7 +86,8 @@ struct MemoryEntry {
 };
 std::vector<MemoryEntry> memory_table();
 
-// Whole-tensor copies; sizes and dtypes must match, tensors must be dense. They return when the copy is done.
+// Whole-tensor copies; sizes and dtypes must match. The host's rows are dense, the tensor's may have gaps.
+// They return when the copy is done.
 void copy_to_device(const Tensor& device, const void* host, int64_t bytes);
 void copy_to_host(void* host, const Tensor& device, int64_t bytes);
 

@@ -13,9 +13,15 @@ void* allocate_pinned(int64_t bytes,
                       const std::string& name);  // host memory that the GPU copies from directly
 void free_pinned(void* data) noexcept;
 
-// Both wait for what was sent to the device before, and return when the copy is done.
-void copy_host_to_device(void* device, const void* host, int64_t bytes);
-void copy_device_to_host(void* host, const void* device, int64_t bytes);
+// Rows of device memory, of `width` bytes each, that begin every `pitch` bytes; on the host they are dense.
+struct DeviceRows {
+  void* data;
+  int64_t pitch, width, rows;
+};
+
+// All wait for what was sent to the device before, and return when the copy is done.
+void copy_host_to_device(const DeviceRows& device, const void* host);
+void copy_device_to_host(void* host, const DeviceRows& device);
 void copy_within_device(void* to, const void* from, int64_t bytes);
 
 }  // namespace sl

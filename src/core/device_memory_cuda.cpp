@@ -20,6 +20,15 @@ void check_allocation(cudaError_t code, int64_t bytes, const std::string& name, 
   check(code, call);
 }
 
+void copy_rows(void* to, int64_t to_pitch, const void* from, int64_t from_pitch, const DeviceRows& shape,
+               cudaMemcpyKind kind) {
+  const auto width = static_cast<size_t>(shape.width), rows = static_cast<size_t>(shape.rows);
+  if (to_pitch == from_pitch) return check(cudaMemcpy(to, from, rows * width, kind), "cudaMemcpy");
+  check(cudaMemcpy2D(to, static_cast<size_t>(to_pitch), from, static_cast<size_t>(from_pitch), width, rows,
+                     kind),
+        "cudaMemcpy2D");
+}
+
 }  // namespace
 
 void* allocate_device(int64_t bytes, const std::string& name) {
@@ -39,12 +48,12 @@ void* allocate_pinned(int64_t bytes, const std::string& name) {
 
 void free_pinned(void* data) noexcept { cudaFreeHost(data); }
 
-void copy_host_to_device(void* device, const void* host, int64_t bytes) {
-  check(cudaMemcpy(device, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice), "cudaMemcpy");
+void copy_host_to_device(const DeviceRows& device, const void* host) {
+  copy_rows(device.data, device.pitch, host, device.width, device, cudaMemcpyHostToDevice);
 }
 
-void copy_device_to_host(void* host, const void* device, int64_t bytes) {
-  check(cudaMemcpy(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost), "cudaMemcpy");
+void copy_device_to_host(void* host, const DeviceRows& device) {
+  copy_rows(host, device.width, device.data, device.pitch, device, cudaMemcpyDeviceToHost);
 }
 
 void copy_within_device(void* to, const void* from, int64_t bytes) {

@@ -89,15 +89,6 @@ class GuardedTensor {
     }
   }
 
-  // Calls f with a dense piece of the tensor and with where its values are among all.
-  template <typename F>
-  void for_dense_pieces(F&& f) const {
-    if (tensor_.contiguous()) return f(tensor_, size_t{0}, static_cast<size_t>(tensor_.size()));
-    const auto width = static_cast<size_t>(tensor_.columns());
-    for (int64_t row = 0; row < tensor_.rows(); ++row)
-      f(tensor_.rows(row, row + 1), static_cast<size_t>(row) * width, width);
-  }
-
  private:
   static constexpr int64_t guard_bytes = 256;
   static constexpr uint32_t nan_pattern = 0x7FC17FC1;  // NaN as a float, and as two bf16
@@ -129,18 +120,9 @@ class Guarded : public GuardedTensor {
 
   void write(const std::vector<T>& values) {
     ASSERT_EQ(static_cast<int64_t>(values.size()), tensor().size());
-    for_dense_pieces([&](const Tensor& piece, size_t begin, size_t count) {
-      upload<T>(piece, std::span(values).subspan(begin, count));
-    });
+    upload<T>(tensor(), values);
   }
-  std::vector<T> read() const {
-    std::vector<T> values;
-    for_dense_pieces([&](const Tensor& piece, size_t, size_t) {
-      const std::vector<T> part = download<T>(piece);
-      values.insert(values.end(), part.begin(), part.end());
-    });
-    return values;
-  }
+  std::vector<T> read() const { return download<T>(tensor()); }
 };
 
 // One whose elements are of the storage dtype of its place; floats go in, rounded to it, and come out.
@@ -158,18 +140,9 @@ class Stored : public GuardedTensor {
 
   void write(const std::vector<float>& values) {
     ASSERT_EQ(static_cast<int64_t>(values.size()), tensor().size());
-    for_dense_pieces([&](const Tensor& piece, size_t begin, size_t count) {
-      upload_floats(piece, std::span(values).subspan(begin, count));
-    });
+    upload_floats(tensor(), values);
   }
-  std::vector<float> read() const {
-    std::vector<float> values;
-    for_dense_pieces([&](const Tensor& piece, size_t, size_t) {
-      const std::vector<float> part = download_floats(piece);
-      values.insert(values.end(), part.begin(), part.end());
-    });
-    return values;
-  }
+  std::vector<float> read() const { return download_floats(tensor()); }
 };
 
 class OnDevices : public ::testing::TestWithParam<Place> {

@@ -26,6 +26,10 @@ TEST_P(PointwiseTest, AddCopyAndFillKeepToTheirColumns) {
       EXPECT_EQ(out.read(), sum) << rows << "x" << width << " gap " << gap;
       run(context(), Copy{.x = x_t, .out = out});
       EXPECT_EQ(out.read(), x);
+      std::vector<float> scaled = x;
+      for (float& value : scaled) value *= -1.5F;
+      run(context(), Copy{.x = x_t, .out = out, .scale = -1.5F});
+      EXPECT_EQ(out.read(), scaled);
       run(context(), Fill{.out = out, .value = 2.5F});
       EXPECT_EQ(out.read(), std::vector<float>(x.size(), 2.5F));
       EXPECT_TRUE(out.surroundings_untouched());
