@@ -94,11 +94,12 @@ void TrainingPass::backward_attention(int64_t layer, const Adapter* adapter, con
 
   // output projection
   const Tensor grad_attention = take(rows_, query_width_);
-  b_gradient(adapter, gradients, layer, output_group, kept.low_output, grad_out);
+  b_gradient(adapter, gradients, layer, output_group, kept.attention.low, grad_out);
   linear_input_gradient(context, grad_out.all, weights.with_room.output.rows(0, grad_out.all.columns()),
                         grad_attention);
-  a_gradient(adapter, gradients, layer, output_group, kept.attention, grad_out);
-  if (full != nullptr) linear_weight_gradient(context, grad_out.outputs, kept.attention, full->output);
+  a_gradient(adapter, gradients, layer, output_group, kept.attention.outputs, grad_out);
+  if (full != nullptr)
+    linear_weight_gradient(context, grad_out.outputs, kept.attention.outputs, full->output);
 
   // attention and rotation
   const WithLow grad_qkv = take_with_low(context.storage, qkv_width, 3);
@@ -107,7 +108,7 @@ void TrainingPass::backward_attention(int64_t layer, const Adapter* adapter, con
                                        .query_heads = model_.shard->query_heads.size(),
                                        .key_heads = model_.shard->key_heads.size(),
                                        .scale = 1.0F / std::sqrt(static_cast<float>(model_.config->head_dim)),
-                                       .out = kept.attention,
+                                       .out = kept.attention.outputs,
                                        .log_sum_exp = kept.log_sum_exp,
                                        .grad_out = grad_attention,
                                        .grad_qkv = grad_qkv.outputs});

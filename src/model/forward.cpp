@@ -50,12 +50,11 @@ void TrainingPass::forward_attention(int64_t layer, const Adapter* adapter) {
                                .query_heads = model_.shard->query_heads.size(),
                                .key_heads = model_.shard->key_heads.size(),
                                .scale = 1.0F / std::sqrt(static_cast<float>(model_.config->head_dim)),
-                               .out = kept.attention,
+                               .out = kept.attention.outputs,
                                .log_sum_exp = kept.log_sum_exp});
   if (adapter != nullptr)
-    linear(context, kept.attention, adapter->stacked_a(layer, output_group), kept.low_output);
-  add_block(residual(layer), kept.attention, weights.output, kept.middle,
-            {adapter, layer, output_group, kept.low_output});
+    linear(context, kept.attention.outputs, adapter->stacked_a(layer, output_group), kept.attention.low);
+  add_block(residual(layer), kept.attention, weights.with_room_for_b.output, kept.middle);
   arena_.release(mark);
 }
 
@@ -74,16 +73,17 @@ void TrainingPass::forward_gate_up(int64_t layer, const Adapter* adapter) {
 void TrainingPass::forward_down(int64_t layer, const Adapter* adapter) {
   const LayerActivations& kept = activations_of(layer);
   const int64_t mark = arena_.mark();
-  const Tensor product = take(rows_, ffn_);
-  const Tensor low = low_down_[static_cast<size_t>(layer)];
-  SwiGlu activation = {.gate_up = kept.gate_up.outputs, .out = product, .adapters = part_of_gate_up(layer)};
+  const WithLow product = take_with_low(model_.context.storage, ffn_, 1);
+  SwiGlu activation = {
+      .gate_up = kept.gate_up.outputs, .out = product.outputs, .adapters = part_of_gate_up(layer)};
   if (adapter != nullptr) {
     activation.down_a = adapter->stacked_a(layer, down_group);
-    activation.down_low = low;
+    activation.down_low = product.low;
   }
   run(model_.context, activation);
-  add_block(kept.middle, product, weights_of(layer).down, residual(layer + 1),
-            {adapter, layer, down_group, low});
+  if (adapter != nullptr && shape_.gradients)
+    run(model_.context, Copy{product.low, low_down_[static_cast<size_t>(layer)]});
+  add_block(kept.middle, product, weights_of(layer).with_room_for_b.down, residual(layer + 1));
   arena_.release(mark);
 }
 
@@ -96,18 +96,18 @@ LowRank TrainingPass::part_of_gate_up(int64_t layer) {
 }
 
 // after = before + the sum over the ranks of x W^T with the adapter's part: that is linear in this rank's
-// columns of x, too.
-void TrainingPass::add_block(const Tensor& before, const Tensor& x, const Tensor& weight, const Tensor& after,
-                             const AdapterPart& part) {
+// columns of x, too. `weight` has room for B.
+void TrainingPass::add_block(const Tensor& before, const WithLow& x, const Tensor& weight,
+                             const Tensor& after) {
   const Context& context = model_.context;
+  const Tensor with_b = weight.columns(0, x.all.columns());
   const Tensor sum = alone() ? after : take_padded(context.storage);
   const Tensor out = sum.rows(0, rows_);
   if (alone()) {
-    linear_onto(context, before, x, weight, out);
+    linear_onto(context, before, x.all, with_b, out);
   } else {
-    linear(context, x, weight, out);
+    linear(context, x.all, with_b, out);
   }
-  add_low_rank(part.adapter, part.layer, part.group, part.low, out);
   if (alone()) return;
   run(context, Copy{before, after});
   run(context, Add{.x = own_share(sum), .out = after});

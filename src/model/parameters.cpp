@@ -39,6 +39,12 @@ class Layouter {
   int64_t used_ = 0;
 };
 
+// Between rows with room for `adapter_rank` columns behind them: such rows begin at multiples of 128 bytes,
+// as products like them.
+int64_t row_pitch(int64_t columns, int64_t adapter_rank) {
+  return adapter_rank == 0 ? columns : (columns + adapter_rank + 63) / 64 * 64;
+}
+
 void place_all(Layouter& layouter, const ModelConfig& config, const Shard& shard, int64_t adapter_rank,
                Parameters& parameters) {
   const int64_t hidden = config.hidden;
@@ -52,18 +58,23 @@ void place_all(Layouter& layouter, const ModelConfig& config, const Shard& shard
   parameters.layers.resize(static_cast<size_t>(config.layers));
   for (LayerWeights& layer : parameters.layers) {
     LayerWeights::WithRoom& wide = layer.with_room;
+    const auto place_with_both = [&](int64_t columns, Tensor& weight, Tensor& with_rows,
+                                     Tensor& with_columns) {
+      const Tensor all = layouter.place({hidden + adapter_rank, row_pitch(columns, adapter_rank)});
+      with_rows = all.columns(0, columns);
+      with_columns = all.rows(0, hidden).columns(0, columns + adapter_rank);
+      weight = with_rows.rows(0, hidden);
+    };
     layer.attention_norm = layouter.place({hidden});
     wide.qkv = layouter.place({qkv_rows + 3 * adapter_rank, hidden});
     if (config.qkv_bias) wide.qkv_bias = layouter.place({qkv_rows + 3 * adapter_rank});
-    wide.output = layouter.place({hidden + adapter_rank, q_rows});
+    place_with_both(q_rows, layer.output, wide.output, layer.with_room_for_b.output);
     layer.ffn_norm = layouter.place({hidden});
     wide.gate_up = layouter.place({2 * (ffn + adapter_rank), hidden});
-    wide.down = layouter.place({hidden + adapter_rank, ffn});
+    place_with_both(ffn, layer.down, wide.down, layer.with_room_for_b.down);
     layer.qkv = wide.qkv.rows(0, qkv_rows);
     if (config.qkv_bias) layer.qkv_bias = wide.qkv_bias.rows(0, qkv_rows);
-    layer.output = wide.output.rows(0, hidden);
     layer.gate_up = wide.gate_up.rows(0, 2 * ffn);
-    layer.down = wide.down.rows(0, hidden);
   }
 }
 

@@ -58,6 +58,11 @@ struct LayerWeights {
     Tensor qkv, qkv_bias, output, gate_up, down;
   };
   WithRoom with_room;
+  // And with the columns behind them in which TrainingPass keeps scale * B: adapter_rank().
+  struct WithRoomForB {
+    Tensor output, down;
+  };
+  WithRoomForB with_room_for_b;
 };
 
 class Parameters {

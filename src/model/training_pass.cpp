@@ -82,10 +82,9 @@ int64_t TrainingPass::activation_bytes() const {
   const auto with_low = [&](int64_t outputs, int64_t projections) {
     return Arena::bytes_for(storage, {rows, width_with_low(outputs, projections, shape_.lora_rank)});
   };
-  return with_low(query_width_ + 2 * key_width_, 3) + Arena::bytes_for(storage, {rows, query_width_}) +
+  return with_low(query_width_ + 2 * key_width_, 3) + with_low(query_width_, 1) +
          matrix_bytes(rows, model_.shard->query_heads.size()) +
-         matrix_bytes(most_own_rows(), model_.config->hidden) + with_low(2 * ffn_, 2) +
-         Arena::bytes_for(storage, {rows, shape_.lora_rank});
+         matrix_bytes(most_own_rows(), model_.config->hidden) + with_low(2 * ffn_, 2);
 }
 
 int64_t TrainingPass::fixed_bytes() const {
@@ -101,7 +100,7 @@ int64_t TrainingPass::fixed_bytes() const {
   const int64_t packed_b =
       model_.config->layers * Arena::bytes_for(storage, {(shape_.lora_rank + 1) / 2, 4 * ffn_});
   const int64_t low_down = model_.config->layers * Arena::bytes_for(storage, {rows, shape_.lora_rank});
-  return low_down + residuals * matrix_bytes(own, hidden) + (shape_.gradients ? gradient : 0) +
+  return residuals * matrix_bytes(own, hidden) + (shape_.gradients ? gradient + low_down : 0) +
          8 * matrix_bytes(rows + 1, 1) + (shape_.lora_rank > 0 ? packed_b : 0) + scratch_bytes();
 }
 
@@ -124,7 +123,7 @@ int64_t TrainingPass::scratch_bytes() const {
       storage_bytes(rows, query_width_) +
       storage_bytes(rows, width_with_low(query_width_ + 2 * key_width_, 3, shape_.lora_rank)) +
       storage_bytes(1, rows);
-  const int64_t ffn = storage_bytes(rows, ffn_);
+  const int64_t ffn = storage_bytes(rows, width_with_low(ffn_, 1, shape_.lora_rank));
   int64_t shared_heads = 0;
   if (shape_.gradients && model_.shard->key_head_copies > 1) {
     shared_heads =
@@ -189,16 +188,17 @@ void TrainingPass::start(const PackedBatch& batch, const Adapter* adapter) {
     if (rounds) rounded_own_ = alone() ? rounded_gradient_.outputs : take(own_rows_, hidden);
   }
   low_down_.clear();
-  for (int64_t i = 0; i < model_.config->layers; ++i) low_down_.push_back(take(rows_, rank_));
+  for (int64_t i = 0; shape_.gradients && i < model_.config->layers; ++i)
+    low_down_.push_back(take(rows_, rank_));
   activations_.clear();
   const int64_t slots = kept_layers_ == model_.config->layers ? kept_layers_ : kept_layers_ + 1;
   for (int64_t i = 0; i < slots; ++i) activations_.push_back(take_activations());
   shared_holder_ = -1;
 }
 
-// A behind the weights, and B of gate and up as the activation wants it. Before the batch's arrays are
-// placed: that waits for the device, and kernels read weights and B without waiting for what was sent before
-// them.
+// A in the rows and B in the columns behind the weights, and B of gate and up as the activation wants it.
+// Before the batch's arrays are placed: that waits for the device, and kernels read weights and B without
+// waiting for what was sent before them.
 void TrainingPass::place_adapter(const Adapter* adapter) {
   packed_gate_up_.clear();
   ranges_ = Tensor();
@@ -212,10 +212,19 @@ void TrainingPass::place_adapter(const Adapter* adapter) {
       run(model_.context, Copy{a, with_room.rows(begin, end)});
       if (end < padded) run(model_.context, Fill{with_room.rows(end, padded), 0.0F});
     };
+    const auto place_b = [&](const Tensor& weight, const Tensor& with_room, Projection projection) {
+      const int64_t begin = weight.columns(), end = begin + rank_, padded = begin + low_columns(1, rank_);
+      run(model_.context, Copy{.x = adapter->pair(layer, projection).b,
+                               .out = with_room.columns(begin, end),
+                               .scale = adapter->shape().scale()});
+      if (end < padded) run(model_.context, Fill{with_room.columns(end, padded), 0.0F});
+    };
     place(weights.qkv, weights.with_room.qkv, qkv_group);
     place(weights.output, weights.with_room.output, output_group);
     place(weights.gate_up, weights.with_room.gate_up, gate_up_group);
     place(weights.down, weights.with_room.down, down_group);
+    place_b(weights.output, weights.with_room_for_b.output, Projection::o);
+    place_b(weights.down, weights.with_room_for_b.down, Projection::down);
   }
   if (rank_ % 8 != 0) return;
   const auto rank = static_cast<int32_t>(rank_);
@@ -247,11 +256,10 @@ TrainingPass::WithLow TrainingPass::take_with_low(DType dtype, int64_t outputs, 
 TrainingPass::LayerActivations TrainingPass::take_activations() {
   const DType storage = model_.context.storage;
   return {.qkv = take_with_low(storage, query_width_ + 2 * key_width_, 3),
-          .attention = take(rows_, query_width_),
+          .attention = take_with_low(storage, query_width_, 1),
           .log_sum_exp = take_f32(rows_, model_.shard->query_heads.size()),
           .middle = take_f32(own_rows_, model_.config->hidden),
-          .gate_up = take_with_low(storage, 2 * ffn_, 2),
-          .low_output = take(rows_, rank_)};
+          .gate_up = take_with_low(storage, 2 * ffn_, 2)};
 }
 
 TrainingPass::LayerActivations& TrainingPass::activations_of(int64_t layer) {

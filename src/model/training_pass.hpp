@@ -73,7 +73,8 @@ class TrainingPass {
  private:
   // Outputs of a projection group, or their gradient, and beside them in the same rows the low-rank numbers
   // of its projections: x A^T, or their gradient. As A stands behind the weights, one product makes both, and
-  // one product with both makes the gradient of x.
+  // one product with both makes the gradient of x. Or the input of a projection, and x A^T: with scale * B in
+  // columns behind the weights, one product of both makes the projection with the adapter's part.
   struct WithLow {
     Tensor all;      // T, outputs and low and zeros up to a multiple of 8 columns
     Tensor outputs;  // T, outputs
@@ -84,19 +85,10 @@ class TrainingPass {
   // product are cheap and always computed again.
   struct LayerActivations {
     WithLow qkv;         // (Q + 2K) * D outputs, rotated
-    Tensor attention;    // T, Q * D
+    WithLow attention;   // Q * D outputs, and the low-rank numbers of the output projection
     Tensor log_sum_exp;  // T, Q, f32
     Tensor middle;       // S, H, f32: the residual between attention and feed-forward
     WithLow gate_up;     // 2F outputs; its gradient during the backward pass
-    Tensor low_output;   // T, r
-  };
-
-  // What an adapter adds to a product: to each projection of the group, in its columns, scale * low B^T.
-  struct AdapterPart {
-    const Adapter* adapter;
-    int64_t layer;
-    ProjectionGroup group;
-    Tensor low;  // T, projections * r: x A^T
   };
 
   int64_t activation_bytes() const;  // of one layer
@@ -126,8 +118,7 @@ class TrainingPass {
   void forward_gate_up(int64_t layer, const Adapter* adapter);
   void forward_down(int64_t layer, const Adapter* adapter);
   LowRank part_of_gate_up(int64_t layer);
-  void add_block(const Tensor& before, const Tensor& x, const Tensor& weight, const Tensor& after,
-                 const AdapterPart& part);
+  void add_block(const Tensor& before, const WithLow& x, const Tensor& weight, const Tensor& after);
   void rotate(const Tensor& qkv, bool inverse);
   void add_low_rank(const Adapter* adapter, int64_t layer, ProjectionGroup group, const Tensor& low,
                     const Tensor& out);
