@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "core/buffer.hpp"
 #include "core/context.hpp"
@@ -225,6 +226,12 @@ struct Copy {  // out = scale * x, same shape; either may be a column range
   float scale = 1.0F;
 };
 
+// All of these, in no order: none reads or writes what another writes. For many small ones, which are
+// launched together.
+struct Copies {
+  std::span<const Copy> all;
+};
+
 struct Add {  // out += scale * x, same shape
   Tensor x, out;
   float scale = 1.0F;
@@ -343,7 +350,7 @@ struct SumOfSquares {  // *result += sum of x^2, in double; returns when the val
 #define SL_FOR_EACH_OP(DO) \
   DO(Gemm) DO(Embedding) DO(EmbeddingBackward) DO(AddRmsNorm) DO(RmsNormBackward) DO(Rope) \
   DO(RopeStoreKv) DO(PlanPagedAttention) DO(PagedAttention) DO(PackedAttention) DO(PackedAttentionBackward) DO(SwiGlu) \
-  DO(SwiGluBackward) DO(PackLowRank) DO(LowRankBackward) DO(GatherRows) DO(ScatterAddRows) DO(Copy) DO(Add) DO(Fill) \
+  DO(SwiGluBackward) DO(PackLowRank) DO(LowRankBackward) DO(GatherRows) DO(ScatterAddRows) DO(Copy) DO(Copies) DO(Add) DO(Fill) \
   DO(FillUniform) DO(CrossEntropyStats) DO(CrossEntropyGradient) DO(FillInTokens) DO(ClearRows) DO(CopyRows) DO(MarkSeen) \
   DO(SampleTokens) DO(BestTokens) DO(AdamW) DO(SumOfSquares)
 // clang-format on

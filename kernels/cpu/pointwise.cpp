@@ -43,6 +43,11 @@ void launch<Device::cpu>(const Context& context, const Copy& op) {
 }
 
 template <>
+void launch<Device::cpu>(const Context& context, const Copies& op) {
+  for (const Copy& copy : op.all) launch<Device::cpu>(context, copy);
+}
+
+template <>
 void launch<Device::cpu>(const Context& context, const Add& op) {
   const Flat flat = flatten_both("Add", context.device, op.x, op.out);
   const Rows x = rows_of(op.x), out = rows_of(op.out);

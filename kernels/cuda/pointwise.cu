@@ -96,6 +96,36 @@ struct UniformElements {
   }
 };
 
+// What one launch of copies takes along.
+template <typename From, typename To>
+struct CopiedTogether {
+  static constexpr int most = 64;
+  struct One {
+    int64_t rows, width;
+    CopyElements<From, To> elements;
+  };
+  One all[most];
+};
+
+// The blocks of one y share one copy.
+template <int N, typename From, typename To>
+__global__ void __launch_bounds__(element_threads)
+    copy_together(const __grid_constant__ CopiedTogether<From, To> copies) {
+  wait_for_previous();
+  start_next();
+  const auto& one = copies.all[blockIdx.y];
+  const int64_t across = (one.width + N - 1) / N;
+  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < one.rows * across; i += step) {
+    const int64_t row = i / across, column = i % across * N;
+    if (column + N <= one.width) {
+      one.elements.template at<N>(row, column);
+    } else {
+      for (int64_t at = column; at < one.width; ++at) one.elements.template at<1>(row, at);
+    }
+  }
+}
+
 // For two tensors of one shape; names the op when they are not.
 Flat flatten_both(const char* op, Device device, const Tensor& x, const Tensor& out) {
   bool same = x.device() == device && out.device() == device && x.rank() == out.rank() && x.rank() > 0;
@@ -116,6 +146,41 @@ void launch<Device::cuda>(const Context& context, const Copy& op) {
     for_each_element<n>(context, flat, rows_aligned(n, {&op.x, &op.out}, flat.rows == 1),
                         CopyElements<From, To>{pointer<From>(op.x), op.x.row_stride(), pointer<To>(op.out),
                                                op.out.row_stride(), op.scale});
+  });
+}
+
+template <>
+void launch<Device::cuda>(const Context& context, const Copies& op) {
+  if (op.all.empty()) return;
+  const DType from_dtype = op.all.front().x.dtype(), to_dtype = op.all.front().out.dtype();
+  with_element_types(from_dtype, to_dtype, [&](auto from, auto to) {
+    using From = decltype(from);
+    using To = decltype(to);
+    using Together = CopiedTogether<From, To>;
+    constexpr int n = elements_at_once<From, To>;
+    constexpr int64_t most_blocks = 32;
+    for (size_t first = 0; first < op.all.size(); first += Together::most) {
+      const auto part = op.all.subspan(first, std::min<size_t>(Together::most, op.all.size() - first));
+      Together together = {};
+      bool aligned = true;
+      int64_t most_elements = 0;
+      for (size_t i = 0; i < part.size(); ++i) {
+        const Copy& copy = part[i];
+        require(copy.x.dtype() == from_dtype && copy.out.dtype() == to_dtype, "Copies: of several dtypes");
+        const Flat flat = flatten_both("Copies", context.device, copy.x, copy.out);
+        aligned = aligned && rows_aligned(n, {&copy.x, &copy.out}, flat.rows == 1);
+        most_elements = std::max(most_elements, flat.rows * flat.width);
+        together.all[i] = {flat.rows,
+                           flat.width,
+                           {pointer<From>(copy.x), copy.x.row_stride(), pointer<To>(copy.out),
+                            copy.out.row_stride(), copy.scale}};
+      }
+      const int64_t blocks =
+          std::min(most_blocks, ceil_div(most_elements, int64_t{element_threads} * (aligned ? n : 1)));
+      launch_kernel(context, aligned ? copy_together<n, From, To> : copy_together<1, From, To>,
+                    dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(part.size())),
+                    dim3(element_threads), 0, together);
+    }
   });
 }
 

@@ -71,13 +71,14 @@ void ServedAdapters::load(std::span<const Adapter* const> adapters) {
 
 void ServedAdapters::load(const Adapter& adapter, int64_t begin) {
   const int64_t rank = adapter.shape().rank, end = begin + padded(rank);
+  std::vector<Copy> copies;
   // One matrix: projections whose outputs lie one after the other.
   const auto load_matrix = [&](int64_t layer, const Tensor& weight, const Tensor& with_room, const Tensor& b,
                                std::initializer_list<Projection> projections) {
     int64_t room = weight.rows(), output = 0;
     for (const Projection projection : projections) {
       const LoraPair& pair = adapter.pair(layer, projection);
-      run(context_, Copy{pair.a, with_room.rows(room + begin, room + begin + rank)});
+      copies.push_back({pair.a, with_room.rows(room + begin, room + begin + rank)});
       if (begin + rank < end) run(context_, Fill{with_room.rows(room + begin + rank, room + end), 0.0F});
       run(context_,
           PackLowRank{.b = pair.b,
@@ -97,6 +98,7 @@ void ServedAdapters::load(const Adapter& adapter, int64_t begin) {
                 {Projection::gate, Projection::up});
     load_matrix(layer, weights.down, weights.with_room.down, layers_[i].down, {Projection::down});
   }
+  run(context_, Copies{copies});
 }
 
 std::array<int32_t, 2> ServedAdapters::range(int32_t adapter) const {

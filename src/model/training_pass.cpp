@@ -203,20 +203,21 @@ void TrainingPass::place_adapter(const Adapter* adapter) {
   packed_gate_up_.clear();
   ranges_ = Tensor();
   if (adapter == nullptr) return;
+  std::vector<Copy> copies;
   for (int64_t layer = 0; layer < model_.config->layers; ++layer) {
     const LayerWeights& weights = weights_of(layer);
     const auto place = [&](const Tensor& weight, const Tensor& with_room, ProjectionGroup group) {
       const Tensor a = adapter->stacked_a(layer, group);
       const int64_t begin = weight.rows(), end = begin + a.rows();
       const int64_t padded = begin + low_columns(static_cast<int64_t>(group.size()), rank_);
-      run(model_.context, Copy{a, with_room.rows(begin, end)});
+      copies.push_back({a, with_room.rows(begin, end)});
       if (end < padded) run(model_.context, Fill{with_room.rows(end, padded), 0.0F});
     };
     const auto place_b = [&](const Tensor& weight, const Tensor& with_room, Projection projection) {
       const int64_t begin = weight.columns(), end = begin + rank_, padded = begin + low_columns(1, rank_);
-      run(model_.context, Copy{.x = adapter->pair(layer, projection).b,
-                               .out = with_room.columns(begin, end),
-                               .scale = adapter->shape().scale()});
+      copies.push_back({.x = adapter->pair(layer, projection).b,
+                        .out = with_room.columns(begin, end),
+                        .scale = adapter->shape().scale()});
       if (end < padded) run(model_.context, Fill{with_room.columns(end, padded), 0.0F});
     };
     place(weights.qkv, weights.with_room.qkv, qkv_group);
@@ -226,6 +227,7 @@ void TrainingPass::place_adapter(const Adapter* adapter) {
     place_b(weights.output, weights.with_room_for_b.output, Projection::o);
     place_b(weights.down, weights.with_room_for_b.down, Projection::down);
   }
+  run(model_.context, Copies{copies});
   if (rank_ % 8 != 0) return;
   const auto rank = static_cast<int32_t>(rank_);
   for (int64_t layer = 0; layer < model_.config->layers; ++layer) {

@@ -37,6 +37,33 @@ TEST_P(PointwiseTest, AddCopyAndFillKeepToTheirColumns) {
   }
 }
 
+// More than one launch takes.
+TEST_P(PointwiseTest, CopiesTogetherAreThoseOneByOne) {
+  for (const int64_t gap : {0, 3, 8}) {
+    std::vector<std::unique_ptr<Stored>> from, to;
+    std::vector<std::vector<float>> expected;
+    std::vector<Copy> copies;
+    for (int i = 0; i < 150; ++i) {
+      const auto [rows, width] = shapes[static_cast<size_t>(i) % shapes.size()];
+      const float scale = i % 2 == 0 ? 1.0F : -0.5F;
+      expected.push_back(small_integers(rows * width, static_cast<uint32_t>(i)));
+      from.push_back(std::make_unique<Stored>(place(), std::initializer_list{rows, width}, expected.back()));
+      to.push_back(std::make_unique<Stored>(place(), std::initializer_list{rows, width}, gap));
+      copies.push_back({.x = *from.back(), .out = *to.back(), .scale = scale});
+      for (float& value : expected.back()) value *= scale;
+    }
+    run(context(), Copies{copies});
+    for (size_t i = 0; i < copies.size(); ++i) {
+      EXPECT_EQ(to[i]->read(), expected[i]) << i << " gap " << gap;
+      EXPECT_TRUE(to[i]->surroundings_untouched());
+    }
+  }
+  run(context(), Copies{});
+  const Stored narrow(place(), {6, 4}), wide(place(), {6, 5});
+  const std::vector<Copy> unfit = {{.x = narrow, .out = wide}};
+  EXPECT_THROW(run(context(), Copies{unfit}), BugError);
+}
+
 // Between the storage dtype and f32, as gradients and the residual stream need it.
 TEST_P(PointwiseTest, AddAndCopyConvert) {
   for (const auto& [rows, width] : shapes) {
