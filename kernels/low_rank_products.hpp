@@ -1,6 +1,8 @@
 // Gradients of low-rank adapters as products: what they are where nothing faster is at hand.
 #pragma once
 
+#include <array>
+
 #include "kernels/ops.hpp"
 #include "kernels/shapes.hpp"
 
@@ -38,8 +40,7 @@ void launch_down_low(const Context& context, const SwiGlu& op) {
 // The gradients that SwiGluBackward gives, by operations of their own after it.
 template <Device device>
 void launch_low_rank_gradients(const Context& context, const SwiGluBackward& op) {
-  for (const LowRankBackward& gradient : {op.gate, op.up})
-    if (gradient.defined()) launch<device>(context, gradient);
+  if (op.gate.defined()) launch<device>(context, LowRankBackwards{std::array{op.gate, op.up}});
   if (!op.down_grad_a.defined()) return;
   require(op.product.defined(), "SwiGluBackward: the gradient of A without room for the product");
   launch<device>(

@@ -68,6 +68,9 @@ struct LowRankBackward {
   Tensor grad_low;  // T, r
   bool defined() const { return grad_out.defined(); }
 };
+struct LowRankBackwards {  // of projections of one input, whose T and r are the same
+  std::span<const LowRankBackward> all;
+};
 
 // out(t) = table(tokens(t) - first_row), or zeros where that row is on another rank.
 struct Embedding {
@@ -350,7 +353,7 @@ struct SumOfSquares {  // *result += sum of x^2, in double; returns when the val
 #define SL_FOR_EACH_OP(DO) \
   DO(Gemm) DO(Embedding) DO(EmbeddingBackward) DO(AddRmsNorm) DO(RmsNormBackward) DO(Rope) \
   DO(RopeStoreKv) DO(PlanPagedAttention) DO(PagedAttention) DO(PackedAttention) DO(PackedAttentionBackward) DO(SwiGlu) \
-  DO(SwiGluBackward) DO(PackLowRank) DO(LowRankBackward) DO(GatherRows) DO(ScatterAddRows) DO(Copy) DO(Copies) DO(Add) DO(Fill) \
+  DO(SwiGluBackward) DO(PackLowRank) DO(LowRankBackwards) DO(GatherRows) DO(ScatterAddRows) DO(Copy) DO(Copies) DO(Add) DO(Fill) \
   DO(FillUniform) DO(CrossEntropyStats) DO(CrossEntropyGradient) DO(FillInTokens) DO(ClearRows) DO(CopyRows) DO(MarkSeen) \
   DO(SampleTokens) DO(BestTokens) DO(AdamW) DO(SumOfSquares)
 // clang-format on

@@ -54,10 +54,12 @@ void launch<Device::cpu>(const Context& context, const PackLowRank& op) {
 }
 
 template <>
-void launch<Device::cpu>(const Context& context, const LowRankBackward& op) {
-  const LowRankProducts products = products_of(context, op);
-  launch<Device::cpu>(context, products.grad_b);
-  launch<Device::cpu>(context, products.grad_low);
+void launch<Device::cpu>(const Context& context, const LowRankBackwards& op) {
+  for (const LowRankBackward& one : op.all) {
+    const LowRankProducts products = products_of(context, one);
+    launch<Device::cpu>(context, products.grad_b);
+    launch<Device::cpu>(context, products.grad_low);
+  }
 }
 
 }  // namespace sl

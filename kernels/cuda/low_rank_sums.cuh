@@ -2,6 +2,9 @@
 // gradient: parts of their sums, which blocks left in scratch, are added up in a fixed order.
 #pragma once
 
+#include <algorithm>
+#include <span>
+
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/paged_mma.cuh"
 
@@ -26,6 +29,15 @@ struct LowRankResults {
   float b_scale, low_scale;
 };
 
+struct LowRankJob {
+  LowRankParts parts;
+  LowRankResults to;
+};
+struct LowRankJobs {
+  static constexpr size_t most = 3;  // queries, keys and values
+  LowRankJob all[most];
+};
+
 __device__ inline float4 sum_of_groups(const float4* parts, int64_t pitch, int groups) {
   float4 sum = {};
 #pragma unroll 16
@@ -36,12 +48,13 @@ __device__ inline float4 sum_of_groups(const float4* parts, int64_t pitch, int g
   return sum;
 }
 
-// Four numbers a thread: first those of grad_b and grad_a, then those of grad_low.
+// Four numbers a thread: first those of grad_b and grad_a, then those of grad_low. The blocks of one y have
+// one job.
 template <int R, int Projections, bool WithA>
-__global__ void __launch_bounds__(128)
-    low_rank_sum_kernel(const LowRankParts parts, const LowRankResults to) {
+__global__ void __launch_bounds__(128) low_rank_sum_kernel(const __grid_constant__ LowRankJobs jobs) {
   wait_for_previous();
   start_next();
+  const auto& [parts, to] = jobs.all[blockIdx.y];
   constexpr int low_fours = Projections * R / 4;
   const int64_t of_b = (Projections + WithA) * parts.outputs * R / 4, of_low = parts.rows * low_fours;
   int64_t i = blockIdx.x * int64_t{128} + threadIdx.x;
@@ -73,10 +86,19 @@ __global__ void __launch_bounds__(128)
 }
 
 template <int R, int Projections, bool WithA = false>
-void launch_low_rank_sums(const Context& context, const LowRankParts& parts, const LowRankResults& results) {
-  const int64_t items = ((Projections + WithA) * parts.outputs + Projections * parts.rows) * R / 4;
+void launch_low_rank_sums(const Context& context, std::span<const LowRankJob> all) {
+  require(all.size() <= LowRankJobs::most, "too many sums of low-rank gradients at once");
+  LowRankJobs jobs = {};
+  int64_t most_items = 0;
+  for (size_t i = 0; i < all.size(); ++i) {
+    const LowRankParts& parts = all[i].parts;
+    const int64_t items = ((Projections + WithA) * parts.outputs + Projections * parts.rows) * R / 4;
+    most_items = std::max(most_items, items);
+    jobs.all[i] = all[i];
+  }
   launch_kernel(context, low_rank_sum_kernel<R, Projections, WithA>,
-                dim3(static_cast<unsigned>(ceil_div(items, 128))), dim3(128), 0, parts, results);
+                dim3(static_cast<unsigned>(ceil_div(most_items, 128)), static_cast<unsigned>(all.size())),
+                dim3(128), 0, jobs);
 }
 
 // Whether the address of every row is a multiple of so many bytes.

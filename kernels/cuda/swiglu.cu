@@ -49,11 +49,12 @@ void launch_with_down(const Context& context, const SwiGlu& op, GatedForward wor
   work.down_a_stride = op.down_a.row_stride();
   work.down_low = static_cast<float*>(context.cuda->blas_workspace.data());
   launch_tiles<4, DownRank>(context, work, across, blocks);
-  launch_low_rank_sums<DownRank, 1>(
-      context, {.grad_low = work.down_low, .column_groups = static_cast<int>(across), .rows = work.row_count},
-      {.grad_low = pointer<bf16>(op.down_low),
-       .grad_low_stride = op.down_low.row_stride(),
-       .low_scale = 1.0F});
+  const LowRankJob sums = {
+      .parts = {.grad_low = work.down_low, .column_groups = static_cast<int>(across), .rows = work.row_count},
+      .to = {.grad_low = pointer<bf16>(op.down_low),
+             .grad_low_stride = op.down_low.row_stride(),
+             .low_scale = 1.0F}};
+  launch_low_rank_sums<DownRank, 1>(context, {&sums, 1});
 }
 
 void launch_tiles(const Context& context, const SwiGlu& op, const LowRankLayer<bf16>& layer) {

@@ -103,14 +103,14 @@ bool launch_tiles(const Context& context, const SwiGluBackward& op, const LowRan
     const int64_t blocks = std::min(most_blocks, ceil_div(work.row_count, GatedTiles::rows));
     launch_kernel(context, kernel, dim3(static_cast<unsigned>(across), static_cast<unsigned>(blocks)),
                   GatedTiles::threads, bytes, work);
-    launch_low_rank_sums<R, 2, true>(context,
-                                     {.grad_b = work.grad_b,
-                                      .grad_low = work.grad_low,
-                                      .row_groups = static_cast<int>(blocks),
-                                      .column_groups = static_cast<int>(across),
-                                      .rows = work.row_count,
-                                      .outputs = width},
-                                     results);
+    const LowRankJob sums = {.parts = {.grad_b = work.grad_b,
+                                       .grad_low = work.grad_low,
+                                       .row_groups = static_cast<int>(blocks),
+                                       .column_groups = static_cast<int>(across),
+                                       .rows = work.row_count,
+                                       .outputs = width},
+                             .to = results};
+    launch_low_rank_sums<R, 2, true>(context, {&sums, 1});
     work.gate_up += rows_at_once * work.gate_up_stride;
     work.grad_out += rows_at_once * work.grad_out_stride;
     work.grad += rows_at_once * work.grad_stride;

@@ -52,7 +52,7 @@ void TrainingPass::backward_ffn(int64_t layer, const Adapter* adapter, const Tra
 
   // The activation's gradient takes its place, and then, for all weights, the activation; gate_up's gradient
   // takes its.
-  b_gradient(adapter, gradients, layer, down_group, low_down_[static_cast<size_t>(layer)], grad_out);
+  add_b_gradients(adapter, gradients, layer, down_group, low_down_[static_cast<size_t>(layer)], grad_out);
   linear_input_gradient(context, grad_out.all, weights.with_room.down.rows(0, grad_out.all.columns()),
                         product);
   const WithLow& grad_gate_up = kept.gate_up;  // the gradient of x A^T takes its place, too
@@ -77,7 +77,7 @@ void TrainingPass::backward_ffn(int64_t layer, const Adapter* adapter, const Tra
                         weights.with_room.gate_up.rows(0, grad_gate_up.all.columns()), grad_x.rows(0, rows_));
   const Tensor x = gathered(norm_gradient(kept.middle, weights.ffn_norm, own_share(grad_x),
                                           full != nullptr ? full->ffn_norm : Tensor()));
-  a_gradient(adapter, gradients, layer, gate_up_group, x, grad_gate_up);
+  add_a_gradients(adapter, gradients, layer, gate_up_group, x, grad_gate_up);
   if (full != nullptr) linear_weight_gradient(context, grad_gate_up.outputs, x, full->gate_up);
   arena_.release(mark);
 }
@@ -94,10 +94,10 @@ void TrainingPass::backward_attention(int64_t layer, const Adapter* adapter, con
 
   // output projection
   const Tensor grad_attention = take(rows_, query_width_);
-  b_gradient(adapter, gradients, layer, output_group, kept.attention.low, grad_out);
+  add_b_gradients(adapter, gradients, layer, output_group, kept.attention.low, grad_out);
   linear_input_gradient(context, grad_out.all, weights.with_room.output.rows(0, grad_out.all.columns()),
                         grad_attention);
-  a_gradient(adapter, gradients, layer, output_group, kept.attention.outputs, grad_out);
+  add_a_gradients(adapter, gradients, layer, output_group, kept.attention.outputs, grad_out);
   if (full != nullptr)
     linear_weight_gradient(context, grad_out.outputs, kept.attention.outputs, full->output);
 
@@ -115,7 +115,7 @@ void TrainingPass::backward_attention(int64_t layer, const Adapter* adapter, con
   rotate(grad_qkv.outputs, /*inverse=*/true);
 
   // query, key and value projections
-  b_gradient(adapter, gradients, layer, qkv_group, kept.qkv.low, grad_qkv);
+  add_b_gradients(adapter, gradients, layer, qkv_group, kept.qkv.low, grad_qkv);
   Tensor own_x;
   if (layer > 0 || full != nullptr) {
     const Tensor grad_x = take_padded(context.storage);
@@ -127,7 +127,7 @@ void TrainingPass::backward_attention(int64_t layer, const Adapter* adapter, con
     own_x = normalised(residual(layer), weights.attention_norm);
   }
   const Tensor x = gathered(own_x);
-  a_gradient(adapter, gradients, layer, qkv_group, x, grad_qkv);
+  add_a_gradients(adapter, gradients, layer, qkv_group, x, grad_qkv);
   if (full != nullptr) {
     linear_weight_gradient(context, grad_qkv.outputs, x, full->qkv);
     if (full->qkv_bias.defined()) {
@@ -167,7 +167,6 @@ std::vector<LowRankBackward> TrainingPass::b_gradients(const Adapter* adapter, c
                                                        int64_t layer, ProjectionGroup group,
                                                        const Tensor& low, const WithLow& grad_out) {
   std::vector<LowRankBackward> result;
-  if (adapter == nullptr) return result;
   int64_t begin = 0, low_begin = 0;
   for (const Projection projection : group) {
     const Tensor b = adapter->pair(layer, projection).b;
@@ -184,15 +183,15 @@ std::vector<LowRankBackward> TrainingPass::b_gradients(const Adapter* adapter, c
   return result;
 }
 
-void TrainingPass::b_gradient(const Adapter* adapter, const Trainable& gradients, int64_t layer,
-                              ProjectionGroup group, const Tensor& low, const WithLow& grad_out) {
-  for (const LowRankBackward& gradient : b_gradients(adapter, gradients, layer, group, low, grad_out))
-    run(model_.context, gradient);
+void TrainingPass::add_b_gradients(const Adapter* adapter, const Trainable& gradients, int64_t layer,
+                                   ProjectionGroup group, const Tensor& low, const WithLow& grad_out) {
+  if (adapter != nullptr)
+    run(model_.context, LowRankBackwards{b_gradients(adapter, gradients, layer, group, low, grad_out)});
 }
 
 // To those of A is added (gradient of low)^T x.
-void TrainingPass::a_gradient(const Adapter* adapter, const Trainable& gradients, int64_t layer,
-                              ProjectionGroup group, const Tensor& x, const WithLow& grad_out) {
+void TrainingPass::add_a_gradients(const Adapter* adapter, const Trainable& gradients, int64_t layer,
+                                   ProjectionGroup group, const Tensor& x, const WithLow& grad_out) {
   if (adapter == nullptr) return;
   linear_weight_gradient(model_.context, grad_out.low, x, gradients.adapter->stacked_a(layer, group));
 }

@@ -138,10 +138,10 @@ class TrainingPass {
                        const Tensor& grad_weight);
   std::vector<LowRankBackward> b_gradients(const Adapter* adapter, const Trainable& gradients, int64_t layer,
                                            ProjectionGroup group, const Tensor& low, const WithLow& grad_out);
-  void b_gradient(const Adapter* adapter, const Trainable& gradients, int64_t layer, ProjectionGroup group,
-                  const Tensor& low, const WithLow& grad_out);
-  void a_gradient(const Adapter* adapter, const Trainable& gradients, int64_t layer, ProjectionGroup group,
-                  const Tensor& x, const WithLow& grad_out);
+  void add_b_gradients(const Adapter* adapter, const Trainable& gradients, int64_t layer,
+                       ProjectionGroup group, const Tensor& low, const WithLow& grad_out);
+  void add_a_gradients(const Adapter* adapter, const Trainable& gradients, int64_t layer,
+                       ProjectionGroup group, const Tensor& x, const WithLow& grad_out);
 
   Transformer model_;
   TrainingShape shape_;

@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "tests/kernels/on_devices.hpp"
 #include "tests/kernels/swiglu_reference.hpp"
@@ -290,8 +291,7 @@ TEST_P(LowRankTest, SwiGluAndItsGradientServeAnAdapterOfAllRows) {
       }
       run(context(), op);
       if (!on_the_way) {
-        run(context(), gradient(0));
-        run(context(), gradient(1));
+        run(context(), LowRankBackwards{std::array{gradient(0), gradient(1)}});
         run(context(), of_a);
       }
       EXPECT_TRUE(rows_t.surroundings_untouched() && out.surroundings_untouched() &&
@@ -443,47 +443,63 @@ TEST_P(LowRankTest, RopeStoreKvAddsToQueriesKeysAndValues) {
 
 TEST_P(LowRankTest, GradientsOfBAndOfTheLowRankNumbers) {
   struct Shape {
-    int64_t rows, outputs, rank, gap;
+    int64_t rows;
+    std::vector<int64_t> outputs;  // of each projection
+    int64_t rank, gap;
   };
-  for (const auto& [rows, outputs, rank, gap] : {Shape{0, 64, 8, 0},
-                                                 {1, 64, 8, 0},
-                                                 {37, 192, 8, 8},
-                                                 {700, 576, 8, 0},
-                                                 {513, 128, 16, 72},
-                                                 {1100, 1920, 8, 16},
-                                                 {2049, 3584, 16, 0},
-                                                 {300, 48, 8, 8},
-                                                 {65, 128, 5, 3},
-                                                 {90, 64, 24, 0}}) {
-    SCOPED_TRACE(testing::Message() << rows << "x" << outputs << " rank " << rank << " gap " << gap);
+  for (const auto& [rows, outputs, rank, gap] : {Shape{0, {64}, 8, 0},
+                                                 {1, {64, 64}, 8, 0},
+                                                 {37, {192}, 8, 8},
+                                                 {700, {576, 192, 192}, 8, 0},
+                                                 {513, {128}, 16, 72},
+                                                 {1100, {1920, 64, 64}, 8, 16},
+                                                 {2049, {3584, 512, 512}, 16, 0},
+                                                 {600, {64, 896, 128}, 8, 8},
+                                                 {70, {64, 64, 64, 128}, 8, 0},
+                                                 {300, {48}, 8, 8},
+                                                 {90, {128, 40}, 16, 0},
+                                                 {65, {128}, 5, 3},
+                                                 {90, {64, 64}, 24, 0}}) {
+    SCOPED_TRACE(testing::Message() << rows << "x" << testing::PrintToString(outputs) << " rank " << rank
+                                    << " gap " << gap);
     constexpr float scale = 2.0F;
-    const auto grad = floats(rows * outputs, 1), low = floats(rows * rank, 2), b = floats(outputs * rank, 3);
-    const auto before = random_floats(outputs * rank, 4);
-    const Stored grad_out(place(), {rows, outputs}, grad, gap), low_and_grad(place(), {rows, rank}, low, gap),
-        b_t(place(), {outputs, rank}, b);
-    const Guarded<float> grad_b(device(), {outputs, rank}, before);
-    run(context(), LowRankBackward{.grad_out = grad_out,
-                                   .low = low_and_grad,
-                                   .b = b_t,
-                                   .scale = scale,
-                                   .grad_b = grad_b,
-                                   .grad_low = low_and_grad});
+    // Side by side in the rows of one matrix, as they are in training.
+    const auto all = std::accumulate(outputs.begin(), outputs.end(), int64_t{0});
+    const auto projections = static_cast<int64_t>(outputs.size());
+    const auto grad = floats(rows * all, 1), low = floats(rows * projections * rank, 2),
+               b = floats(all * rank, 3), before = random_floats(all * rank, 4);
+    const Stored grad_out(place(), {rows, all}, grad, gap),
+        low_and_grad(place(), {rows, projections * rank}, low, gap), b_t(place(), {all, rank}, b);
+    const Guarded<float> grad_b(device(), {all, rank}, before);
     auto expected_b = in_double(before);
     std::vector<double> expected_low(low.size(), 0.0);
-    for (int64_t t = 0; t < rows; ++t) {
-      for (int64_t o = 0; o < outputs; ++o) {
-        const double g =
-            static_cast<double>(scale) * static_cast<double>(grad[static_cast<size_t>(t * outputs + o)]);
-        for (int64_t r = 0; r < rank; ++r) {
-          expected_b[static_cast<size_t>(o * rank + r)] +=
-              g * static_cast<double>(low[static_cast<size_t>(t * rank + r)]);
-          expected_low[static_cast<size_t>(t * rank + r)] +=
-              g * static_cast<double>(b[static_cast<size_t>(o * rank + r)]);
+    std::vector<LowRankBackward> gradients;
+    int64_t first = 0;
+    for (int64_t p = 0; p < projections; ++p) {
+      const int64_t end = first + outputs[static_cast<size_t>(p)];
+      const Tensor low_of = low_and_grad.tensor().columns(p * rank, (p + 1) * rank);
+      gradients.push_back({.grad_out = grad_out.tensor().columns(first, end),
+                           .low = low_of,
+                           .b = b_t.tensor().rows(first, end),
+                           .scale = scale,
+                           .grad_b = grad_b.tensor().rows(first, end),
+                           .grad_low = low_of});
+      for (int64_t t = 0; t < rows; ++t) {
+        for (int64_t o = first; o < end; ++o) {
+          const double g =
+              static_cast<double>(scale) * static_cast<double>(grad[static_cast<size_t>(t * all + o)]);
+          for (int64_t r = 0; r < rank; ++r) {
+            const auto at = static_cast<size_t>((t * projections + p) * rank + r);
+            expected_b[static_cast<size_t>(o * rank + r)] += g * static_cast<double>(low[at]);
+            expected_low[at] += g * static_cast<double>(b[static_cast<size_t>(o * rank + r)]);
+          }
         }
       }
+      first = end;
     }
+    run(context(), LowRankBackwards{gradients});
     EXPECT_LT(relative_error(grad_b.read(), expected_b), tolerance(rows + 1));
-    EXPECT_LT(relative_error(low_and_grad.read(), expected_low), tolerance(outputs, storage()));
+    EXPECT_LT(relative_error(low_and_grad.read(), expected_low), tolerance(all, storage()));
     EXPECT_TRUE(grad_b.surroundings_untouched() && low_and_grad.surroundings_untouched());
   }
 }
