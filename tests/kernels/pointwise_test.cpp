@@ -47,8 +47,9 @@ TEST_P(PointwiseTest, CopiesTogetherAreThoseOneByOne) {
       const auto [rows, width] = shapes[static_cast<size_t>(i) % shapes.size()];
       const float scale = i % 2 == 0 ? 1.0F : -0.5F;
       expected.push_back(small_integers(rows * width, static_cast<uint32_t>(i)));
-      from.push_back(std::make_unique<Stored>(place(), std::initializer_list{rows, width}, expected.back()));
-      to.push_back(std::make_unique<Stored>(place(), std::initializer_list{rows, width}, gap));
+      from.push_back(
+          std::make_unique<Stored>(place(), std::initializer_list<int64_t>{rows, width}, expected.back()));
+      to.push_back(std::make_unique<Stored>(place(), std::initializer_list<int64_t>{rows, width}, gap));
       copies.push_back({.x = *from.back(), .out = *to.back(), .scale = scale});
       for (float& value : expected.back()) value *= scale;
     }
