@@ -193,7 +193,7 @@ struct SwiGlu {
   Tensor gate_up;      // T, 2F
   Tensor out;          // T, F
   LowRank adapters{};  // of gate and up: added first; gate_up is left as it was
-  // Undefined, or for an adapter of the projection that reads out, which every row has: down_low = out A^T.
+  // Undefined, or of the one adapter of all rows, for the projection that reads out: down_low = out A^T.
   Tensor down_a{};    // r, F
   Tensor down_low{};  // T, r
 };

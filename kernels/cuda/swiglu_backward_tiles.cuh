@@ -113,7 +113,12 @@ __global__ void __launch_bounds__(GatedTiles::threads, R == 8 ? 2 : 1)
   __syncthreads();
   for (int stage = 0, turn = 0; tile < tiles; tile += gridDim.y, stage = (stage + 1) % stages, turn ^= 1) {
     uint32_t low[GatedBackward::matrices][4] = {};  // rows, then eights of the rank
-    float sums[2][4][4] = {};
+    float sums[2][4][4];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      begin_sums(sums[0], shared.ahead.get(stage, i), i);
+      begin_sums(sums[1], shared.ahead.get(stage, 2 + i), i);
+    }
 #pragma unroll
     for (int matrix = 0; matrix < GatedBackward::matrices; ++matrix) {
 #pragma unroll
@@ -126,11 +131,9 @@ __global__ void __launch_bounds__(GatedTiles::threads, R == 8 ? 2 : 1)
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float gate[8], up[8], grad_out[8], product[8];
-      unpack(gate, shared.ahead.get(stage, i));
-      unpack(up, shared.ahead.get(stage, 2 + i));
+      end_sums(gate, sums[0], i);
+      end_sums(up, sums[1], i);
       unpack(grad_out, shared.ahead.get(stage, 4 + i));
-      add_sums(gate, sums[0], i);
-      add_sums(up, sums[1], i);
 #pragma unroll
       for (int k = 0; k < 8; ++k) {
         const float g = gate[k], s = fast_sigmoid(g);

@@ -97,9 +97,16 @@ __device__ __forceinline__ void add_step(float (&sums)[4][4], const uint32_t (&l
   add(sums[2], b[0].z, b[1].z);
   add(sums[3], b[0].w, b[1].w);
 }
-__device__ __forceinline__ void add_sums(float (&x)[8], const float (&sums)[4][4], int i) {
+// Eight neighbours of row i are where the sums of these steps begin, and what they end in.
+__device__ __forceinline__ void begin_sums(float (&sums)[4][4], const uint4& words, int i) {
+  float x[8];
+  unpack(x, words);
 #pragma unroll
-  for (int k = 0; k < 8; ++k) x[k] += sums[k % 4][2 * i + k / 4];
+  for (int k = 0; k < 8; ++k) sums[k % 4][2 * i + k / 4] = x[k];
+}
+__device__ __forceinline__ void end_sums(float (&x)[8], const float (&sums)[4][4], int i) {
+#pragma unroll
+  for (int k = 0; k < 8; ++k) x[k] = sums[k % 4][2 * i + k / 4];
 }
 
 // ---- Forward ----
@@ -128,7 +135,9 @@ struct GatedForwardShared {
 };
 
 // Rows of a tile may use different adapters: numbers of low that are not a row's own count as zero, so that
-// one product serves all; steps that no row of the tile needs are left out.
+// one product serves all; steps that no row of the tile needs are left out. WholeRank: 0, or the rank of the
+// one adapter that every row has, whatever the ranges say.
+template <int WholeRank>
 struct TileRanges {
   RankRange of[2];
 
@@ -136,19 +145,30 @@ struct TileRanges {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int64_t row = tile * GatedTiles::rows + me.g + 8 * i;
-      of[i] = row < work.row_count ? work.layer.range_of(row) : RankRange{};
+      if (row >= work.row_count) {
+        of[i] = {};
+      } else if (WholeRank > 0) {
+        of[i] = {0, WholeRank};
+      } else {
+        of[i] = work.layer.range_of(row);
+      }
     }
   }
 };
 
 // The low-rank numbers of a tile: of the first of its steps of 16 fetched beforehand.
+template <int WholeRank>
 struct TileLow {
-  TileRanges ranges;
+  TileRanges<WholeRank> ranges;
   unsigned first, last;  // steps; first is last or more where there are none
   uint32_t words[2][4];  // of a projection, as an operand: rows, then halves of the step
 
-  __device__ void set(const TileRanges& from) {
+  __device__ void set(const TileRanges<WholeRank>& from) {
     ranges = from;
+    if constexpr (WholeRank > 0) {
+      first = 0, last = (WholeRank + 15) / 16;
+      return;
+    }
     unsigned begin = ~0U, end = 0;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -178,7 +198,7 @@ struct TileLow {
 
 // Block (8 groups of columns, some tiles). While a tile is computed the low-rank numbers of the next are on
 // their way, and the ranges of the one after it, which say where those are. DownRank: 0, or the rank of
-// down's adapter, whose low-rank numbers are then summed on the way.
+// the one adapter of all rows, whose low-rank numbers of down are then summed on the way.
 template <int Stages, int DownRank>
 __global__ void __launch_bounds__(GatedTiles::threads, 2)
     gated_forward(const __grid_constant__ GatedForward work) {
@@ -201,10 +221,10 @@ __global__ void __launch_bounds__(GatedTiles::threads, 2)
   };
 
   int64_t tile = blockIdx.y;
-  TileRanges ranges, ranges_after;
+  TileRanges<DownRank> ranges, ranges_after;
   ranges.fetch(work, tile, me);
   ranges_after.fetch(work, tile + step_of_tiles, me);
-  TileLow even, odd;
+  TileLow<DownRank> even, odd;
   even.set(ranges);
   TileB b;
   unsigned step_of_b = even.first;
@@ -225,35 +245,35 @@ __global__ void __launch_bounds__(GatedTiles::threads, 2)
   int stage = 0, turn = 0;
   // False after the last tile. What is on its way stays in the registers that it goes to: moving it would
   // wait.
-  const auto next_tile = [&](TileLow& low, TileLow& next) {
+  const auto next_tile = [&](TileLow<DownRank>& low, TileLow<DownRank>& next) {
     next.set(ranges_after);
     next.fetch(work, tile + step_of_tiles, next.first, me);
     ranges_after.fetch(work, tile + 2 * step_of_tiles, me);
     paged::wait_for_copies<Stages - 2>();
-    float gates[2][8], ups[2][8];
+    float gates[4][4], ups[4][4];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      unpack(gates[i], ahead.get(stage, 2 * i));
-      unpack(ups[i], ahead.get(stage, 2 * i + 1));
+      begin_sums(gates, ahead.get(stage, 2 * i), i);
+      begin_sums(ups, ahead.get(stage, 2 * i + 1), i);
     }
     fetch(tile + (Stages - 1) * step_of_tiles, (stage + Stages - 1) % Stages);
-    float gate_sums[4][4] = {}, up_sums[4][4] = {};
     for (unsigned step = low.first; step < low.last; ++step) {
       if (step != low.first) low.fetch(work, tile, step, me);
       if (step != step_of_b) b.fetch(work.layer, work.width, step, me);
       step_of_b = step;
-      add_step(gate_sums, low.words[0], b.words[0]);
-      add_step(up_sums, low.words[1], b.words[1]);
+      add_step(gates, low.words[0], b.words[0]);
+      add_step(ups, low.words[1], b.words[1]);
     }
     uint32_t outs[2][4];  // as operands
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      add_sums(gates[i], gate_sums, i);
-      add_sums(ups[i], up_sums, i);
+      float gate[8], up[8];
+      end_sums(gate, gates, i);
+      end_sums(up, ups, i);
 #pragma unroll
-      for (int k = 0; k < 8; ++k) ups[i][k] *= fast_gate(gates[i][k]);
+      for (int k = 0; k < 8; ++k) up[k] *= fast_gate(gate[k]);
       const int64_t row = tile * GatedTiles::rows + me.g + 8 * i;
-      const uint4 out = packed(ups[i]);
+      const uint4 out = packed(up);
       if constexpr (DownRank > 0) as_operands(outs[i], out);
       if (row < work.row_count && me.column < work.width)
         *reinterpret_cast<uint4*>(work.out + row * work.out_stride + me.column) = out;
