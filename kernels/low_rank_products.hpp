@@ -40,6 +40,7 @@ void launch_down_low(const Context& context, const SwiGlu& op) {
 // The gradients that SwiGluBackward gives, by operations of their own after it.
 template <Device device>
 void launch_low_rank_gradients(const Context& context, const SwiGluBackward& op) {
+  require(op.gate.defined() == op.up.defined(), "SwiGluBackward: gradients of gate's or up's adapter alone");
   if (op.gate.defined()) launch<device>(context, LowRankBackwards{std::array{op.gate, op.up}});
   if (!op.down_grad_a.defined()) return;
   require(op.product.defined(), "SwiGluBackward: the gradient of A without room for the product");
